@@ -1,0 +1,172 @@
+"""The command line: a translator. Each command reads its options and calls one function.
+
+Nothing heavy is imported here, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+EXIT_INTERRUPTED = 130
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+store_option = click.option(
+    "--store", type=_FOLDER, envvar="SMSKD_STORE", default=Path("runs"), show_default=True,
+    show_envvar=True, help="Folder of all results.",
+)  # fmt: skip
+data_option = click.option(
+    "--data-root", type=_FOLDER, envvar="SMSKD_DATA", show_envvar=True,
+    help="Folder with the data sets that are not embedded.",
+)  # fmt: skip
+matrix_option = click.option(
+    "--matrix", type=_FILE, required=True, help="Matrix file, e.g. leaderboards/quickstart.yaml."
+)
+only_option = click.option(
+    "--only", metavar="PATTERN",
+    help="Only cells whose name contains PATTERN; * matches anything.",
+)  # fmt: skip
+
+
+class _Group(click.Group):
+    """Turns the project's errors into one message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nstopped; the same command goes on from the last checkpoint", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from smskd.errors import SmskdError
+
+            if not isinstance(error, SmskdError):
+                raise
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="smskd-bench", prog_name="smskd-bench")
+def main() -> None:
+    """Train, compare, export and time distilled students."""
+
+
+@main.command()
+@matrix_option
+@store_option
+@data_option
+@only_option
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads; torch's default if unset."
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and its cost; run nothing.")
+@click.option(
+    "--tracking", type=click.Choice(["wandb", "none"]), default="wandb", show_default=True,
+    help="Mirror to Weights & Biases (offline without a login), or not.",
+)  # fmt: skip
+@click.option(
+    "--project", default="smskd-bench", show_default=True, envvar="WANDB_PROJECT",
+    help="Weights & Biases project.",
+)  # fmt: skip
+@click.option("--retry-failed", is_flag=True, help="Try stage runs again that diverged.")
+@click.option("--download", is_flag=True, help="Download missing data into --data-root.")
+def run(dry_run: bool, **options: Any) -> None:
+    """Train what is missing of a matrix, then show its table."""
+    from rich.console import Console
+
+    from smskd_bench import running
+
+    request = running.RunRequest(**options)
+    if dry_run:
+        running.dry_run(request, Console())
+    else:
+        sys.exit(running.run(request, Console()))
+
+
+@main.command()
+@store_option
+@click.option("--matrix", type=_FILE, help="Only the stage runs of this matrix.")
+@only_option
+def status(store: Path, matrix: Path | None, only: str | None) -> None:
+    """Show what a store holds: done, running, stopped, failed."""
+    from rich.console import Console
+
+    from smskd_bench import status as status_command
+
+    status_command.report(store, matrix, only, Console())
+
+
+@main.command()
+@matrix_option
+@store_option
+@only_option
+@click.option(
+    "--format", "form", type=click.Choice(["table", "markdown", "csv", "json"]),
+    default="table", show_default=True,
+)  # fmt: skip
+def leaderboard(matrix: Path, store: Path, only: str | None, form: str) -> None:
+    """Rank the rows of a matrix from what the store holds."""
+    from rich.console import Console
+
+    from smskd_bench.config import load_matrix
+    from smskd_bench.plan import make_plan
+    from smskd_bench.report.rows import leaderboard_rows
+    from smskd_bench.report.tables import print_table, render
+    from smskd_bench.store import Store
+
+    rows = leaderboard_rows(make_plan(load_matrix(matrix), only), Store.peek(store))
+    if form == "table":
+        print_table(rows, Console())
+    else:
+        click.echo(render(rows, form), nl=False)
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(["methods", "models", "datasets", "targets"]))
+def list_names(kind: str) -> None:
+    """List what a matrix or an export can name."""
+    from smskd_bench.listing import lines
+
+    for line in lines(kind):
+        click.echo(line)
+
+
+@main.command()
+@store_option
+@data_option
+def doctor(store: Path, data_root: Path | None) -> None:
+    """Check versions, devices, data and login; say what is missing and how to get it."""
+    from rich.console import Console
+
+    from smskd_bench import doctor as doctor_command
+
+    sys.exit(doctor_command.report(store, data_root, Console()))
+
+
+@main.command()
+@matrix_option
+@click.option("--target", required=True, help="A name from `list targets`, or a profile file.")
+@store_option
+@data_option
+@click.option("--cell", "cells", multiple=True, help="Cell to export; default: the best row's.")
+@click.option("--quick", is_flag=True, help="Shorten the measurement; such numbers never rank.")
+def export(**options: Any) -> None:
+    """Export students to ONNX, check them, and time them where the target is this machine."""
+    from rich.console import Console
+
+    from smskd_bench import exporting
+
+    exporting.export(exporting.ExportRequest(**options), Console())
+
+
+if __name__ == "__main__":
+    main()

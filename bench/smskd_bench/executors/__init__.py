@@ -1,0 +1,1 @@
+"""Executors run a plan: what is missing, in dependency order."""

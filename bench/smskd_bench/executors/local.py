@@ -1,0 +1,130 @@
+"""The local executor: this process, one stage run after another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from smskd.errors import DivergedError, IncompatibleError, SmskdError, StoreError
+from smskd.train import Row
+from smskd_bench.plan import Plan
+from smskd_bench.spec import StageSpec
+from smskd_bench.store import Record, Store
+from smskd_bench.worker import Worker
+
+Status = Literal["done", "diverged", "incompatible", "out_of_memory", "failed", "blocked"]
+
+STICKY = ("diverged", "incompatible")
+"""Trying these again gives the same; they are retried only when asked."""
+
+
+class Observer(Protocol):
+    """Is told what happens; progress displays and trackers are observers."""
+
+    def begin(self, spec: StageSpec) -> None:
+        """A stage run starts or goes on."""
+
+    def epoch(self, spec: StageSpec, row: Row) -> None:
+        """An epoch is done and its checkpoint written."""
+
+    def end(self, spec: StageSpec, status: Status, result: Record | None, reason: str) -> None:
+        """A stage run ended, well or not."""
+
+    def waiting(self, spec: StageSpec) -> None:
+        """Another process is training this stage run."""
+
+
+@dataclass
+class Summary:
+    """What an execution did: keys by what became of them."""
+
+    trained: list[str] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def missing(plan: Plan, store: Store) -> list[str]:
+    """Keys of the plan without a result, in dependency order."""
+    return [key for key in plan.nodes if not store.is_done(key)]
+
+
+def execute(
+    plan: Plan,
+    store: Store,
+    worker: Worker,
+    observers: Iterable[Observer],
+    retry_failed: bool = False,
+) -> Summary:
+    """Run everything in ``plan`` that is missing; one failure never stops the rest."""
+    summary, watching = Summary(), list(observers)
+    for key, spec in plan.nodes.items():
+        if store.is_done(key):
+            summary.cached.append(key)
+            continue
+        broken = next((k for k in spec.depends_on if k in summary.failed), None)
+        if broken:
+            summary.failed[key] = f"blocked: {plan.nodes[broken].label} {summary.failed[broken]}"
+            continue
+        failure = store.failure(key)
+        if failure and failure["status"] in STICKY and not retry_failed:
+            summary.failed[key] = f"{failure['status']}: {failure['reason']}"
+            continue
+        store.forget_failure(key)
+        reason = _run_one(spec, store, worker, watching, plan.weights.get(key))
+        if reason:
+            summary.failed[key] = reason
+        else:
+            summary.trained.append(key)
+    return summary
+
+
+def _run_one(
+    spec: StageSpec, store: Store, worker: Worker, watching: list[Observer], weights: Path | None
+) -> str:
+    """Run one stage run; returns why it failed, or an empty text."""
+
+    def tell_waiting() -> None:
+        for observer in watching:
+            observer.waiting(spec)
+
+    def tell_epoch(spec: StageSpec, row: Row) -> None:
+        for observer in watching:
+            observer.epoch(spec, row)
+
+    with store.lock(spec.key, tell_waiting):
+        if store.is_done(spec.key):  # somebody else finished it while we waited
+            return ""
+        for observer in watching:
+            observer.begin(spec)
+        status, reason, result = _attempt(spec, worker, tell_epoch, weights)
+        if status != "done":
+            state = store.checkpoint(spec.key)
+            store.fail(spec.key, status, reason, state["epoch"] if state else 0)
+        for observer in watching:
+            observer.end(spec, status, result, reason)
+    return "" if status == "done" else f"{status}: {reason}"
+
+
+def _attempt(
+    spec: StageSpec, worker: Worker, tell_epoch: object, weights: Path | None
+) -> tuple[Status, str, Record | None]:
+    try:
+        return "done", "", worker.run(spec, tell_epoch, weights)  # type: ignore[arg-type]
+    except DivergedError as error:
+        return "diverged", error.message, None
+    except IncompatibleError as error:
+        return "incompatible", error.message, None
+    except StoreError:
+        raise  # the store is gone or full: nothing else can go on either
+    except torch.OutOfMemoryError as error:
+        return "out_of_memory", str(error).splitlines()[0], None
+    except SmskdError as error:
+        if error.exit_code == 3:
+            raise  # data missing or corrupt: the same for every stage run
+        return "failed", error.message, None
+    except Exception as error:  # a defect of one method must not take the matrix down
+        return "failed", f"{type(error).__name__}: {error}", None

@@ -1,0 +1,297 @@
+"""Plan: expand a matrix into cells, and cells into a graph of shared stage runs.
+
+Pure: no tensor, no store, no data. A cell (pair, row, seed) is a path in the graph; cells that
+begin alike share their beginning, because equal specifications have equal keys.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from smskd.datasets import dataset_info
+from smskd.errors import ConfigError, did_you_mean
+from smskd.methods.base import Method, Modifier
+from smskd.models import model_entry
+from smskd.schedule import equal_budget, stage_epochs
+from smskd.settings import Reference, Training
+from smskd_bench.config import Document, LoadedMatrix
+from smskd_bench.matrix import Matrix, PairSection, RowSection, StageSection
+from smskd_bench.matrix_checks import weights_file
+from smskd_bench.naming import cell_name, row_name
+from smskd_bench.spec import (
+    DataSpec,
+    MethodSpec,
+    NamedSettings,
+    StageSpec,
+    canonical_reference,
+    canonical_schedule,
+    canonical_split,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the matrix: its keys in the order of its stages, the last one the result."""
+
+    pair: str
+    row: str
+    seed: int
+    teacher: str
+    stages: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """``teacher>student/row/s0``."""
+        return cell_name(self.pair, self.row, self.seed)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stage runs by key, in an order in which every one comes after what it depends on.
+
+    Attributes:
+        loaded: The matrix.
+        nodes: All stage runs.
+        cells: All cells.
+        weights: Files of imported weights, by key.
+    """
+
+    loaded: LoadedMatrix
+    nodes: dict[str, StageSpec]
+    cells: list[Cell]
+    weights: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def matrix(self) -> Matrix:
+        """The matrix this plan was made from."""
+        return self.loaded.matrix
+
+    def stages_before_sharing(self) -> int:
+        """Stage runs if every cell trained its own teacher and all of its stages."""
+        return sum(len(cell.stages) + 1 for cell in self.cells)
+
+
+def make_plan(loaded: LoadedMatrix, only: str | None = None) -> Plan:
+    """Expand a matrix; ``only`` is a shell pattern on cell names (``*`` matches anything).
+
+    Raises:
+        ConfigError: no cell matches ``only``.
+    """
+    planner = _Planner(loaded)
+    cells: list[Cell] = []
+    for pair in loaded.matrix.pairs:
+        for index, row in enumerate(loaded.matrix.rows):
+            if row.only and pair.name not in row.only:
+                continue
+            wanted = [s for s in loaded.matrix.seeds if _wanted(pair, row, s, only)]
+            cells += [planner.cell(pair, index, seed) for seed in wanted]
+    if not cells:
+        names = {cell_name(p.name, row_name(r), s) for p, r, s in _all(loaded.matrix)}
+        raise ConfigError(f"no cell matches {only!r}", did_you_mean(only or "", names))
+    return Plan(loaded, planner.nodes, cells, planner.weights)
+
+
+def _all(matrix: Matrix) -> list[tuple[PairSection, RowSection, int]]:
+    return [(p, r, s) for p in matrix.pairs for r in matrix.rows for s in matrix.seeds]
+
+
+def _wanted(pair: PairSection, row: RowSection, seed: int, only: str | None) -> bool:
+    name = cell_name(pair.name, row_name(row), seed)
+    # Brackets are common in no name of ours, so a plain name always matches itself.
+    return only is None or name == only or fnmatch.fnmatchcase(name, f"*{only}*")
+
+
+class _Planner:
+    """Builds stage runs and remembers those it has built."""
+
+    def __init__(self, loaded: LoadedMatrix) -> None:
+        self.loaded = loaded
+        self.matrix = loaded.matrix
+        self.nodes: dict[str, StageSpec] = {}
+        self.weights: dict[str, Path] = {}
+        self.dataset = _data_spec(self.matrix)
+        self.methods = {
+            name: _method_spec(method, loaded.modifiers.get(name, ()))
+            for name, method in loaded.methods.items()
+        }
+        self.stages = [self._resolve(i) for i in range(len(self.matrix.rows))]
+        self._teachers: dict[tuple[str, int], str] = {}
+        self._built: dict[tuple[object, ...], str] = {}
+
+    def cell(self, pair: PairSection, row: int, seed: int) -> Cell:
+        teacher = self._teacher(pair.teacher, seed)
+        keys: list[str] = []
+        for stage in self.stages[row]:
+            keys.append(self._stage(pair, stage, seed, teacher, keys[-1] if keys else None))
+        name = row_name(self.matrix.rows[row])
+        return Cell(pair.name, name, seed, teacher, tuple(keys))
+
+    def _teacher(self, model: str, seed: int) -> str:
+        section = self.matrix.teacher
+        seed = seed if section.seed is None else section.seed
+        if (model, seed) not in self._teachers:
+            spec, file = self._teacher_spec(model, seed)
+            self._teachers[model, seed] = self._add(spec)
+            if file:
+                self.weights[spec.key] = file
+        return self._teachers[model, seed]
+
+    def _teacher_spec(self, model: str, seed: int) -> tuple[StageSpec, Path | None]:
+        section, recipe = self.matrix.teacher, self.matrix.recipe
+        rate = section.lr or recipe.optimizer.lr
+        optimizer = replace(recipe.optimizer, lr=rate)
+        schedule = canonical_schedule(section.schedule or recipe.first_stage)
+        training = Training(
+            section.epochs, optimizer, schedule, recipe.batch_size, recipe.precision
+        )
+        file = section.weights.get(model)
+        path = weights_file(file, self.loaded.file) if file else None
+        return StageSpec(
+            dataset=self.dataset,
+            model=model,
+            model_version=model_entry(model).version,
+            seed=0 if path else seed,
+            methods=(self.methods["scratch"],),
+            training=Training(0) if path else training,
+            imported=_file_sha256(path) if path else None,
+        ), path
+
+    def _stage(
+        self, pair: PairSection, stage: _Stage, seed: int, teacher: str, parent: str | None
+    ) -> str:
+        # Same parent, same stage, same student: the same run, without hashing it again.
+        memo = (pair.student, pair.lr, stage.identity, seed, teacher, parent)
+        if memo not in self._built:
+            self._built[memo] = self._add(self._stage_spec(pair, stage, seed, teacher, parent))
+        return self._built[memo]
+
+    def _stage_spec(
+        self, pair: PairSection, stage: _Stage, seed: int, teacher: str, parent: str | None
+    ) -> StageSpec:
+        training = stage.training
+        if pair.lr is not None:
+            training = replace(training, optimizer=replace(training.optimizer, lr=pair.lr))
+        return StageSpec(
+            dataset=self.dataset,
+            model=pair.student,
+            model_version=model_entry(pair.student).version,
+            seed=seed,
+            methods=stage.methods,
+            training=training,
+            number=stage.number,
+            first_epoch=stage.first_epoch,
+            method_weight=stage.section.method_weight,
+            ce_weight=stage.section.ce_weight,
+            reference=stage.reference,
+            parent=parent,
+            teachers=(teacher,) if stage.needs_teacher else (),
+        )
+
+    def _add(self, spec: StageSpec) -> str:
+        self.nodes.setdefault(spec.key, spec)
+        return spec.key
+
+    def _resolve(self, index: int) -> list[_Stage]:
+        """The stages of one row with every default filled in."""
+        row, recipe = self.matrix.rows[index], self.matrix.recipe
+        raw_row = self.loaded.raw["rows"][index]
+        epochs = _row_epochs(self.matrix, row)
+        resolved: list[_Stage] = []
+        for i, section in enumerate(row.stages):
+            default = recipe.first_stage if i == 0 else recipe.later_stages
+            reference = self._reference(raw_row, raw_row["stages"][i])
+            training = Training(
+                epochs=epochs[i],
+                optimizer=recipe.optimizer,
+                schedule=canonical_schedule(section.schedule or default),
+                batch_size=recipe.batch_size,
+                precision=recipe.precision,
+                carry=section.carry or recipe.carry,
+                init=(section.init or recipe.init) if i else "warm",
+            )
+            methods = tuple(self.methods[name] for name in section.method)
+            needs = any(self.loaded.methods[name].needs.teacher for name in section.method)
+            resolved.append(
+                _Stage(
+                    section, i + 1, sum(epochs[:i]), training, methods,
+                    canonical_reference(reference, i + 1), needs,
+                )
+            )  # fmt: skip
+        return resolved
+
+    def _reference(self, row: Document, stage: Document) -> Reference:
+        merged = merge(self.loaded.raw.get("reference") or {}, row.get("reference") or {})
+        merged = merge(merged, stage.get("reference") or {})
+        return TypeAdapter(Reference).validate_python(merged)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    section: StageSection
+    number: int
+    first_epoch: int
+    training: Training
+    methods: tuple[MethodSpec, ...]
+    reference: Reference | None
+    method_needs_teacher: bool
+
+    @property
+    def identity(self) -> int:
+        # Resolved once a row and kept by the planner, so identity is enough within one plan.
+        return id(self)
+
+    @property
+    def needs_teacher(self) -> bool:
+        weights_do = self.reference is not None and self.reference.weighting.map != "constant"
+        return self.method_needs_teacher or weights_do
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
+    """``base`` with the entries of ``over`` in place of its own, also inside nested mappings."""
+    merged = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
+
+
+def _row_epochs(matrix: Matrix, row: RowSection) -> tuple[int, ...]:
+    section, count = row.epochs or matrix.recipe.epochs, len(row.stages)
+    if section.total is not None:
+        epochs = equal_budget(section.total, count)
+    else:
+        epochs = stage_epochs(section.per_stage or (), count)
+    return tuple(s.epochs or e for s, e in zip(row.stages, epochs, strict=True))
+
+
+def _data_spec(matrix: Matrix) -> DataSpec:
+    section, info = matrix.dataset, dataset_info(matrix.dataset.name)
+    return canonical_split(
+        DataSpec(
+            info.name, info.version, info.fingerprint,
+            section.train_size, section.dev_size, section.split_seed,
+        )
+    )  # fmt: skip
+
+
+def _method_spec(method: Method, modifiers: tuple[Modifier, ...]) -> MethodSpec:
+    named = tuple(NamedSettings(m.name, m.version, _settings(m)) for m in modifiers)
+    return MethodSpec(method.name, method.version, _settings(method), named)
+
+
+def _settings(method: Method | Modifier) -> Document:
+    # Through the declared types, so that 2 and 2.0 give one key.
+    return asdict(TypeAdapter(type(method)).validate_python(asdict(method)))
+
+
+@lru_cache(maxsize=64)
+def _file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,91 @@
+"""Collects what is wrong with a document, so that a user sees everything at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from smskd.errors import ConfigError, did_you_mean
+from smskd_bench.yaml_reader import DocPath, YamlDocument
+
+Form = TypeVar("Form")
+
+
+class Problems:
+    """Collects what is wrong with a document, in the order of its lines."""
+
+    def __init__(self, document: YamlDocument) -> None:
+        self.document = document
+        self.found: list[tuple[DocPath, str]] = []
+
+    def add(self, path: DocPath, message: str) -> None:
+        """Note one problem; the same one twice is noted once."""
+        if (path, message) not in self.found:
+            self.found.append((path, message))
+
+    def validate(self, form: type[Form], value: object, path: DocPath) -> Form | None:
+        """Check ``value`` against a dataclass, strictly, and note what does not fit."""
+        try:
+            # JSON mode: strict about types (true is no number), yet lists may fill tuples.
+            text = json.dumps(value, default=str)
+            return TypeAdapter(form).validate_json(text, strict=True)
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                self.add((*path, *item["loc"]), _message(item, form))
+        except ValueError as error:
+            self.add(path, str(error))
+        return None
+
+    def error(self) -> ConfigError:
+        """All problems as one error."""
+        lines = self.document.lines
+
+        def line_of(path: DocPath) -> int:
+            while path not in lines:
+                path = path[:-1]
+            return lines[path]
+
+        ordered = sorted(self.found, key=lambda item: line_of(item[0]))
+        text = "\n".join(f"{self.document.where(path)}: {message}" for path, message in ordered)
+        count = f"{len(ordered)} problem{'s' if len(ordered) != 1 else ''}"
+        return ConfigError(f"{text}", f"{count} in {self.document.file}; nothing was run")
+
+
+def _message(item: Mapping[str, Any], form: type) -> str:
+    """A pydantic complaint in a user's words."""
+    kind, value = item["type"], item.get("input")
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _keys_at(form, tuple(item["loc"][:-1]))
+        return f"unknown key; {did_you_mean(str(item['loc'][-1]), known)}"
+    if kind in ("missing", "missing_argument"):
+        return "is missing"
+    shown = json.dumps(value, default=str)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{item['msg'][0].lower()}{item['msg'][1:]}, but it is {shown}"
+
+
+def _keys_at(form: Any, path: DocPath) -> list[str]:
+    """Field names of the dataclass that sits at ``path`` inside ``form``."""
+    schema = TypeAdapter(form).json_schema()
+    node: dict[str, Any] = schema
+    for part in path:
+        node = _resolve(node, schema)
+        if isinstance(part, int):
+            node = node.get("items") or (node.get("prefixItems") or [{}])[0]
+        else:
+            inner = node.get("additionalProperties")
+            fallback = inner if isinstance(inner, dict) else {}
+            node = node.get("properties", {}).get(part, fallback)
+    return list(_resolve(node, schema).get("properties", {}))
+
+
+def _resolve(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    for option in node.get("anyOf", []):
+        if "$ref" in option or option.get("type") in ("object", "array"):
+            node = option
+            break
+    reference = node.get("$ref")
+    return schema["$defs"][reference.rsplit("/", 1)[-1]] if reference else node

@@ -1,0 +1,120 @@
+"""What is going on, live: which stage run, epoch, images a second, time left.
+
+On a terminal two bars that refresh; elsewhere one line for each finished stage run.
+"""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from smskd.train import Row
+from smskd_bench.cost import epoch_macs
+from smskd_bench.executors.local import Status
+from smskd_bench.plan import Plan
+from smskd_bench.spec import StageSpec
+from smskd_bench.store import Record
+
+
+class ProgressDisplay:
+    """Observes an execution and shows it; time left comes from the MACs a second reached so far."""
+
+    def __init__(self, console: Console, plan: Plan, left: list[str]) -> None:
+        self.console = console
+        self.plan = plan
+        self.macs = {
+            key: epoch_macs(plan.nodes[key], plan) * plan.nodes[key].training.epochs for key in left
+        }
+        self.total = sum(self.macs.values())
+        self.settled = 0  # MACs of stage runs that are over
+        self.spent = 0  # MACs really computed in this session
+        self.count = 0
+        self.started = time.perf_counter()
+        self.live = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[info]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.cells = _cells_by_key(plan)
+        self.overall: TaskID = self.live.add_task("matrix", total=max(self.total, 1), info="")
+        self.current: TaskID = self.live.add_task("", total=1, info="", visible=False)
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.live.stop()
+
+    def begin(self, spec: StageSpec) -> None:
+        """Show which cell and stage is being trained."""
+        text = f"{self.cells.get(spec.key, '')} {spec.label}".strip()
+        self.live.reset(self.current, total=max(spec.training.epochs, 1), visible=True)
+        self.live.update(self.current, description=text, info="")
+
+    def epoch(self, spec: StageSpec, row: Row) -> None:
+        """Advance both bars."""
+        self.spent += epoch_macs(spec, self.plan)
+        epoch = int(row["epoch"])
+        info = f"epoch {epoch}/{spec.training.epochs}  {row['images_per_s']:,.0f} images/s"
+        self.live.update(self.current, completed=epoch, info=info)
+        within = epoch_macs(spec, self.plan) * epoch
+        left = f"{self._left(self.settled + within)} left"
+        self.live.update(self.overall, completed=self.settled + within, info=left)
+
+    def end(self, spec: StageSpec, status: Status, result: Record | None, reason: str) -> None:
+        """Print a line that stays."""
+        self.count += 1
+        self.settled += self.macs.get(spec.key, 0)
+        self.live.update(self.overall, completed=self.settled)
+        self.live.update(self.current, visible=False)
+        head = f"[{self.count}/{len(self.macs)}] {spec.label}"
+        if result is None:
+            self._print(f"{head}: {status}: {reason}", "red")
+            return
+        seconds, speed = result["train_seconds"], result["images_per_s"]
+        numbers = f"{result['test']['top1']:6.2f} %  {seconds:7.1f} s  {speed:9,.0f} images/s"
+        self._print(f"{head:<44} {numbers}  {self._left(self.settled)} left", "")
+
+    def waiting(self, spec: StageSpec) -> None:
+        """Say that another process has this stage run."""
+        self._print(f"{spec.label}: another process is training this; waiting for it", "yellow")
+
+    def _left(self, reached: int) -> str:
+        elapsed = time.perf_counter() - self.started
+        if not self.spent:
+            return "?"
+        return duration((self.total - reached) * elapsed / self.spent)
+
+    def _print(self, text: str, style: str) -> None:
+        self.live.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 0:42, 12:03 or 3:00:59."""
+    total = max(0, round(seconds))
+    hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _cells_by_key(plan: Plan) -> dict[str, str]:
+    """The first cell that each stage run belongs to; a teacher belongs to its pair."""
+    names: dict[str, str] = {}
+    for cell in plan.cells:
+        names.setdefault(cell.teacher, f"{cell.pair}/teacher")
+        for key in cell.stages:
+            names.setdefault(key, cell.name)
+    return names

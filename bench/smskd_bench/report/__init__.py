@@ -1,0 +1,1 @@
+"""Reports only read the store: rows, then the rows as a table in several formats."""

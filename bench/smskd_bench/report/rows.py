@@ -1,0 +1,210 @@
+"""Leaderboard rows from a plan and the store: nothing else is read, nothing is typed in."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from smskd_bench.cost import network_cost
+from smskd_bench.matrix import RowSection
+from smskd_bench.naming import row_name
+from smskd_bench.plan import Cell, Plan
+from smskd_bench.store import Record, Store
+
+Kind = Literal["student", "single", "joint", "staged", "smskd"]
+
+
+@dataclass(frozen=True)
+class Versus:
+    """A row against the control it has to beat, paired by seed.
+
+    Attributes:
+        control: Name of the strongest of the row's controls.
+        difference: Mean difference of test top-1 in points, ours minus the control's.
+        std: Its standard deviation over seeds; None for one seed.
+        n: Seeds that both have.
+    """
+
+    control: str
+    difference: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class ExportedNumbers:
+    """What the exported student of a row's best seed measured on one target.
+
+    Attributes:
+        target: Name of the target profile.
+        top1: Accuracy of the exported graph on the whole test set, in percent.
+        p50_ms: Median latency at batch 1; None if it was not measured.
+        p90_ms: 90th percentile.
+        p99_ms: 99th percentile.
+        size_mb: Size of the graph file in 10^6 bytes.
+        flags: Doubts, in words.
+    """
+
+    target: str
+    top1: float
+    p50_ms: float | None
+    p90_ms: float | None
+    p99_ms: float | None
+    size_mb: float
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """One row: a sequence of methods for one pair, over seeds.
+
+    Attributes:
+        kind: "student" is plain training; "single" one method; "joint" several in one stage;
+            "staged" a sequence without reference; "smskd" a sequence with reference.
+        top1: Last-epoch test accuracy in percent, a seed.
+        epochs: Epochs of all stages of a cell.
+        kept: Of the test samples the last stage's reference had right, percent still right.
+        status: "done", "partial", "missing" or why cells failed.
+    """
+
+    pair: str
+    row: str
+    kind: Kind
+    seeds: int
+    top1: dict[int, float]
+    mean: float | None
+    std: float | None
+    epochs: int
+    parameters: int
+    macs: int
+    teacher_top1: float | None
+    kept: float | None
+    status: str
+    versus: Versus | None = None
+    exported: list[ExportedNumbers] = field(default_factory=list)
+    note: str = ""
+
+
+def leaderboard_rows(plan: Plan, store: Store) -> list[LeaderboardRow]:
+    """All rows, the pairs in the matrix's order, within a pair the best mean first."""
+    results = {key: store.result(key) for key in plan.nodes}
+    rows: list[LeaderboardRow] = []
+    for pair in plan.matrix.pairs:
+        found = [
+            _row(plan, store, results, pair.name, section)
+            for section in plan.matrix.rows
+            if any(c.pair == pair.name and c.row == row_name(section) for c in plan.cells)
+        ]
+        sections = {row_name(section): section for section in plan.matrix.rows}
+        found = [_with_control(row, sections[row.row], found) for row in found]
+        rows += sorted(found, key=lambda row: -1.0 if row.mean is None else row.mean, reverse=True)
+    return rows
+
+
+def _row(
+    plan: Plan, store: Store, results: dict[str, Record | None], pair: str, section: RowSection
+) -> LeaderboardRow:
+    cells = [c for c in plan.cells if c.pair == pair and c.row == row_name(section)]
+    done = {c.seed: r for c in cells if (r := results[c.stages[-1]]) is not None}
+    top1 = {seed: float(record["test"]["top1"]) for seed, record in done.items()}
+    teachers = [r["test"]["top1"] for c in cells if (r := results[c.teacher]) is not None]
+    last = plan.nodes[cells[0].stages[-1]]
+    cost = network_cost(last.model, last.dataset.name)
+    kept = [record["kept"]["kept"] for record in done.values() if record["kept"]]
+    return LeaderboardRow(
+        pair=pair,
+        row=row_name(section),
+        kind=_kind(plan, cells[0]),
+        seeds=len(cells),
+        top1=top1,
+        mean=statistics.fmean(top1.values()) if top1 else None,
+        std=statistics.stdev(top1.values()) if len(top1) > 1 else None,
+        epochs=sum(plan.nodes[key].training.epochs for key in cells[0].stages),
+        parameters=cost.parameters,
+        macs=cost.macs,
+        teacher_top1=statistics.fmean(teachers) if teachers else None,
+        kept=statistics.fmean(kept) if kept else None,
+        status=_status(store, cells, top1),
+        exported=_exports(store, cells, top1),
+        note=section.note,
+    )
+
+
+def _kind(plan: Plan, cell: Cell) -> Kind:
+    specs = [plan.nodes[key] for key in cell.stages]
+    if any(spec.reference for spec in specs):
+        return "smskd"
+    if len(specs) > 1:
+        return "staged"
+    if len(specs[0].methods) > 1:
+        return "joint"
+    return "student" if specs[0].methods[0].name == "scratch" else "single"
+
+
+def _status(store: Store, cells: list[Cell], top1: dict[int, float]) -> str:
+    if len(top1) == len(cells):
+        return "done"
+    reasons: list[str] = []
+    for cell in cells:
+        for key in (cell.teacher, *cell.stages):
+            failure = store.failure(key)
+            if failure:
+                reasons.append(f"s{cell.seed} {failure['status']}: {failure['reason']}")
+                break
+    if reasons:
+        return "; ".join(reasons)
+    return f"partial: {len(top1)} of {len(cells)} seeds" if top1 else "missing"
+
+
+def _with_control(
+    row: LeaderboardRow, section: RowSection, found: list[LeaderboardRow]
+) -> LeaderboardRow:
+    names = section.controls
+    controls = [other for other in found if other.row in names and other.mean is not None]
+    if not controls or row.mean is None:
+        return row
+    # Against the strongest control: beating a weak one is no news.
+    best = max(controls, key=lambda other: other.mean or 0.0)
+    shared = sorted(row.top1.keys() & best.top1.keys())
+    if not shared:
+        return row
+    differences = [row.top1[seed] - best.top1[seed] for seed in shared]
+    std = statistics.stdev(differences) if len(differences) > 1 else None
+    versus = Versus(best.row, statistics.fmean(differences), std, len(shared))
+    return LeaderboardRow(**{**row.__dict__, "versus": versus})
+
+
+def best_cell(plan: Plan, store: Store, pair: str, row: str) -> Cell | None:
+    """The cell that is exported for a row: its lowest seed that is done, never the luckiest."""
+    cells = [c for c in plan.cells if c.pair == pair and c.row == row]
+    done = [c for c in cells if store.is_done(c.stages[-1])]
+    return min(done, key=lambda cell: cell.seed) if done else None
+
+
+def _exports(store: Store, cells: list[Cell], top1: dict[int, float]) -> list[ExportedNumbers]:
+    from smskd_export import read_report
+
+    found: list[ExportedNumbers] = []
+    for cell in cells:
+        folder = store.root / "exports" / cell.stages[-1]
+        for bundle in sorted(folder.glob("*/report.json")):
+            report = read_report(bundle.parent)
+            if report and not report.quick:
+                found.append(exported_numbers(report))
+    return found
+
+
+def exported_numbers(report: Any) -> ExportedNumbers:
+    """The numbers of an export report that a table shows."""
+    measured = report.latency
+    summary = measured.summary if measured else None
+    return ExportedNumbers(
+        target=report.target.name,
+        top1=report.parity.onnx_top1,
+        p50_ms=summary.p50_ns / 1e6 if summary else None,
+        p90_ms=summary.p90_ns / 1e6 if summary else None,
+        p99_ms=summary.p99_ns / 1e6 if summary else None,
+        size_mb=report.graph.bytes / 1e6,
+        flags=tuple(f"{flag.message}; {flag.remedy}" for flag in report.flags),
+    )

@@ -1,0 +1,187 @@
+"""Leaderboard rows as a terminal table, Markdown, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from itertools import groupby
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from smskd_bench.report.rows import ExportedNumbers, LeaderboardRow
+
+PM = "\u00b1"
+FORMATS = ("table", "markdown", "csv", "json")
+
+Column = tuple[str, str, Callable[[LeaderboardRow], str]]
+
+
+def _spread(mean: float | None, std: float | None, sign: str = "") -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:{sign}.2f}" + (f" {PM} {std:.2f}" if std is not None else "")
+
+
+def _versus(row: LeaderboardRow) -> str:
+    if row.versus is None:
+        return "-"
+    return _spread(row.versus.difference, row.versus.std, "+")
+
+
+def _control(row: LeaderboardRow) -> str:
+    return row.versus.control if row.versus else "-"
+
+
+def _kept(row: LeaderboardRow) -> str:
+    return "-" if row.kept is None else f"{row.kept:.1f}"
+
+
+def _status(row: LeaderboardRow) -> str:
+    return row.status
+
+
+def _timed(row: LeaderboardRow) -> ExportedNumbers | None:
+    return next((e for e in row.exported if e.p50_ms is not None), None)
+
+
+def _latency(row: LeaderboardRow) -> str:
+    timed = _timed(row)
+    if timed is None:
+        return "-"
+    return f"{timed.p50_ms:.3f} / {timed.p90_ms:.3f} / {timed.p99_ms:.3f}"
+
+
+def _size(row: LeaderboardRow) -> str:
+    return f"{row.exported[0].size_mb:.2f}" if row.exported else "-"
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("row", "left", lambda row: row.row),
+    ("kind", "left", lambda row: row.kind),
+    ("top-1 %", "right", lambda row: _spread(row.mean, row.std)),
+    ("n", "right", lambda row: str(len(row.top1))),
+    ("epochs", "right", lambda row: str(row.epochs)),
+    ("to beat", "left", _control),
+    ("difference", "right", _versus),
+    ("kept %", "right", _kept),
+    ("params", "right", lambda row: human(row.parameters)),
+    ("MACs", "right", lambda row: human(row.macs)),
+    ("ms p50/p90/p99", "right", _latency),
+    ("MB", "right", _size),
+    ("status", "left", _status),
+)
+
+
+def human(number: float) -> str:
+    """A count with a unit prefix: 83892 as 83.9k."""
+    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def heading(pair: str, rows: list[LeaderboardRow]) -> str:
+    """Title of one pair's table, with the teacher's accuracy."""
+    teacher = rows[0].teacher_top1
+    accuracy = "not trained yet" if teacher is None else f"{teacher:.2f} %"
+    return f"{pair} (teacher {accuracy})"
+
+
+FOOTNOTE = (
+    "top-1: test accuracy after the last epoch, mean \u00b1 standard deviation over n seeds. "
+    "difference: points against the strongest of the row's controls, paired by seed. "
+    "kept: of the test images the last reference had right, those still right. "
+    "ms: one image, batch 1, of the exported graph."
+)
+
+
+def render(rows: list[LeaderboardRow], form: str) -> str:
+    """The rows as Markdown, CSV or JSON text."""
+    return {"markdown": _markdown, "csv": _csv, "json": _json}[form](rows)
+
+
+def terminal_table(rows: list[LeaderboardRow]) -> RenderableType:
+    """The rows for a terminal, one table a pair; columns that say nothing are left out."""
+    parts: list[RenderableType] = []
+    for pair, found in _by_pair(rows):
+        table = Table(title=heading(pair, found), title_justify="left", header_style="bold")
+        columns = _telling(found)
+        table.add_column("#", justify="right")
+        for name, side, _ in columns:
+            table.add_column(name, justify="right" if side == "right" else "left")
+        for rank, row in enumerate(found, start=1):
+            style = "bold green" if rank == 1 else "dim" if row.mean is None else ""
+            table.add_row(str(rank), *(cell(row) for _, _, cell in columns), style=style)
+        parts.append(table)
+    return Group(*parts, Text(FOOTNOTE, style="dim"))
+
+
+def print_table(rows: list[LeaderboardRow], console: Console) -> None:
+    """Print the terminal form; a console that is no terminal gets lines as wide as they need."""
+    if not console.is_terminal:
+        console = Console(file=console.file, width=220)
+    console.print(terminal_table(rows))
+
+
+def _telling(rows: list[LeaderboardRow]) -> list[Column]:
+    always = {"row", "kind", "top-1 %", "n"}
+
+    def tells(column: Column) -> bool:
+        name, _, cell = column
+        quiet = "done" if name == "status" else "-"
+        return name in always or any(cell(row) != quiet for row in rows)
+
+    return [column for column in COLUMNS if tells(column)]
+
+
+def _by_pair(rows: list[LeaderboardRow]) -> Iterable[tuple[str, list[LeaderboardRow]]]:
+    for pair, found in groupby(rows, key=lambda row: row.pair):
+        yield pair, list(found)
+
+
+def _markdown(rows: list[LeaderboardRow]) -> str:
+    lines: list[str] = []
+    for pair, found in _by_pair(rows):
+        columns = _telling(found)
+        lines += [f"**{heading(pair, found)}**", ""]
+        lines.append("| # | " + " | ".join(name for name, _, _ in columns) + " |")
+        sides = " | ".join("---:" if side == "right" else "---" for _, side, _ in columns)
+        lines.append(f"| ---: | {sides} |")
+        for rank, row in enumerate(found, start=1):
+            cells = " | ".join(cell(row).replace("|", "\\|") for _, _, cell in columns)
+            lines.append(f"| {rank} | {cells} |")
+        lines.append("")
+    return "\n".join([*lines, FOOTNOTE, ""])
+
+
+def _csv(rows: list[LeaderboardRow]) -> str:
+    out = io.StringIO()
+    names = [
+        "pair", "row", "kind", "n", "seeds", "mean", "std", "epochs", "parameters", "macs",
+        "teacher_top1", "kept", "control", "difference", "difference_std", "target",
+        "exported_top1", "p50_ms", "p90_ms", "p99_ms", "size_mb", "status", "note",
+    ]  # fmt: skip
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        versus, export = row.versus, _timed(row) or (row.exported[0] if row.exported else None)
+        writer.writerow([
+            row.pair, row.row, row.kind, len(row.top1), row.seeds, row.mean, row.std, row.epochs,
+            row.parameters, row.macs, row.teacher_top1, row.kept,
+            *((versus.control, versus.difference, versus.std) if versus else ("", "", "")),
+            *(
+                (export.target, export.top1, export.p50_ms, export.p90_ms, export.p99_ms,
+                 export.size_mb) if export else ("",) * 6
+            ),
+            row.status, row.note,
+        ])  # fmt: skip
+    return out.getvalue()
+
+
+def _json(rows: list[LeaderboardRow]) -> str:
+    return json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,143 @@
+"""``smskd-bench run``: plan, run what is missing, show the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from smskd.errors import ConfigError
+from smskd.methods import METHODS, Method, load_plugins
+from smskd_bench.config import load_matrix
+from smskd_bench.cost import plan_cost
+from smskd_bench.executors.local import Observer, Summary, execute, missing
+from smskd_bench.mirror import MirrorObserver
+from smskd_bench.plan import Plan, make_plan
+from smskd_bench.progress import ProgressDisplay
+from smskd_bench.report.rows import leaderboard_rows
+from smskd_bench.report.tables import human, print_table
+from smskd_bench.store import Store
+from smskd_bench.tracking import Tracker, TrackerKind, make_tracker
+from smskd_bench.worker import RunOptions, Worker
+
+TRACKING_PATIENCE_S = 20.0
+"""How long the end of a run waits for the mirror; what is left stays on disk."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the user asked for on the command line."""
+
+    matrix: Path
+    store: Path
+    data_root: Path | None = None
+    device: str = "auto"
+    only: str | None = None
+    tracking: TrackerKind = "wandb"
+    project: str = "smskd-bench"
+    retry_failed: bool = False
+    download: bool = False
+    threads: int | None = None
+
+
+def dry_run(request: RunRequest, console: Console) -> None:
+    """Print what a run would do."""
+    plan = make_plan(load_matrix(request.matrix), request.only)
+    store = Store.peek(request.store)
+    done = {key for key in plan.nodes if store.is_done(key)}
+    cost = plan_cost(plan, done)
+    saved = 100.0 * (1.0 - cost.macs / cost.macs_before)
+    lines = [
+        f"matrix      {plan.matrix.name}: {request.matrix}",
+        f"cells       {cost.cells:,}",
+        f"stage runs  {cost.stages:,} (of {cost.stages_before:,} if every cell ran alone)",
+        f"epochs      {cost.epochs:,} (of {cost.epochs_before:,})",
+        f"MACs        {human(cost.macs)} (of {human(cost.macs_before)}; sharing saves {saved:.0f} %)",
+        f"done        {cost.done:,} stage runs in {request.store}",
+        f"left        {cost.stages - cost.done:,} stage runs, {cost.epochs_left:,} epochs, "
+        f"{human(cost.macs_left)}MACs",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def run(request: RunRequest, console: Console) -> int:
+    """Run a matrix and print its table; returns the exit code.
+
+    Raises:
+        SmskdError: it could not be started, or the store or data gave out.
+    """
+    plan = make_plan(load_matrix(request.matrix), request.only)
+    store = Store.open(request.store)
+    left = missing(plan, store)
+    summary = Summary(cached=list(plan.nodes))
+    if left:
+        summary = _train(request, plan, store, left, console)
+    print_table(leaderboard_rows(plan, store), console)
+    for line in _closing(plan, summary, request):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 4 if summary.failed else 0
+
+
+def _train(
+    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console
+) -> Summary:
+    device = choose_device(request.device)
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    worker = Worker(store, run_options(request, plan, device))
+    if any(not plan.nodes[key].imported for key in left):
+        worker.data(next(iter(plan.nodes.values())).dataset)  # missing data is said before anything
+    tracker = make_tracker(request.tracking)
+    try:
+        with ProgressDisplay(console, plan, left) as display:
+            mirror = MirrorObserver(tracker, plan, store, request.project)
+            observers: list[Observer] = [display, mirror]
+            return execute(plan, store, worker, observers, request.retry_failed)
+    finally:
+        _close(tracker, console)
+
+
+def _close(tracker: Tracker, console: Console) -> None:
+    for message in tracker.close(TRACKING_PATIENCE_S):
+        console.print(f"tracking: {message}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _closing(plan: Plan, summary: Summary, request: RunRequest) -> list[str]:
+    lines = [
+        f"{len(summary.trained)} stage runs trained, {len(summary.cached)} already there, "
+        f"{len(summary.failed)} failed; store: {request.store}"
+    ]
+    lines += [f"  {plan.nodes[key].label}: {why}" for key, why in summary.failed.items()]
+    if summary.failed:
+        lines.append(
+            "  -> the rest is complete; mend the cause, or add --retry-failed to try again"
+        )
+    return lines
+
+
+def run_options(request: RunRequest, plan: Plan, device: str) -> RunOptions:
+    """The worker's options for a request."""
+    methods: dict[str, type[Method]] = {**METHODS, **load_plugins(plan.matrix.plugins)}
+    return RunOptions(
+        device, request.data_root, request.download, plan.matrix.evaluate_every, methods
+    )
+
+
+def choose_device(wanted: str) -> str:
+    """Resolve "auto" to a GPU if there is one, and check what was named.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(wanted).type
+    except RuntimeError:
+        raise ConfigError(f"{wanted!r} is no device", "use auto, cpu, cuda or cuda:N") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no CUDA device here", "use --device cpu, or see: doctor")
+    return wanted

@@ -1,0 +1,157 @@
+"""The specification of one stage run, and the key that is computed from it.
+
+A stage run trains one student with one method (or several jointly) for one stage. Its key is the
+SHA-256 of its canonical specification, which holds the keys of its parent and teachers: a Merkle
+graph. Whatever can change the result is in here; whatever cannot (device, folders, tags, how often
+to evaluate) is not. ``docs/store.md`` lists both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter
+
+from smskd.settings import STRICT, Reference, Schedule, Training, Weighting
+
+SPEC_SCHEMA = 1
+"""Form of the specification."""
+
+LOOP_VERSION = 1
+"""Raised when a change of the loop, the data stream or the reference changes results."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which samples are trained on: a named data set of known content, and a seeded split."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+
+    name: str
+    version: int
+    fingerprint: str
+    train_size: int | None = None
+    dev_size: int = 0
+    split_seed: int = 0
+
+
+@dataclass(frozen=True)
+class NamedSettings:
+    """A registered method or modifier with all of its settings written out."""
+
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+
+    name: str
+    version: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodSpec(NamedSettings):
+    """A method and the modifiers of the signals it sees."""
+
+    modifiers: tuple[NamedSettings, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage run.
+
+    Attributes:
+        model: The network that is trained.
+        seed: Decides initial weights, order and views.
+        number: Position of the stage in its sequence, from 1.
+        first_epoch: Epochs trained in the stages before.
+        methods: One, or several that are trained jointly.
+        parent: Key of the stage run whose student this one continues; None in stage 1.
+        teachers: Keys of the stage runs that trained the teachers; empty if none is needed.
+        imported: SHA-256 of a weights file that is taken instead of training.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+
+    dataset: DataSpec
+    model: str
+    model_version: int
+    seed: int
+    methods: tuple[MethodSpec, ...]
+    training: Training
+    number: int = 1
+    first_epoch: int = 0
+    method_weight: float = 1.0
+    ce_weight: float | None = None
+    reference: Reference | None = None
+    parent: str | None = None
+    teachers: tuple[str, ...] = ()
+    imported: str | None = None
+    schema: int = SPEC_SCHEMA
+    loop: int = LOOP_VERSION
+
+    def document(self) -> dict[str, Any]:
+        """The specification as plain JSON values."""
+        return _adapter().dump_python(self, mode="json")  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> StageSpec:
+        """Read back what :meth:`document` gave."""
+        return _adapter().validate_python(document)
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
+        return key_of(self.document())
+
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """Keys that must be done before."""
+        return (*self.teachers, *((self.parent,) if self.parent else ()))
+
+    @property
+    def label(self) -> str:
+        """Short human name of the work, e.g. ``resnet8 kd s0 stage 2``."""
+        what = "+".join(m.name for m in self.methods) if not self.imported else "imported"
+        return f"{self.model} {what} s{self.seed} stage {self.number}"
+
+
+def key_of(document: dict[str, Any]) -> str:
+    """SHA-256 over sorted, compact JSON."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def canonical_reference(reference: Reference | None, number: int) -> Reference | None:
+    """Forget settings that cannot have an effect, so that they cannot change a key."""
+    if reference is None or number == 1 or reference.weight == 0.0:
+        return None
+    if reference.space == "features":
+        reference = replace(reference, temperature=Reference().temperature)
+    weighting = reference.weighting
+    if weighting.map == "constant":
+        normalise = "none" if weighting.normalise == "batch_mean" else weighting.normalise
+        weighting = replace(weighting, temperature=Weighting().temperature, normalise=normalise)
+    return replace(reference, weighting=weighting)
+
+
+def canonical_schedule(schedule: Schedule) -> Schedule:
+    """Forget milestones and their factor where the kind does not read them."""
+    return schedule if schedule.kind == "step" else replace(schedule, milestones=(), gamma=1.0)
+
+
+def canonical_split(data: DataSpec) -> DataSpec:
+    """Forget the split's seed where there is no split."""
+    whole = data.train_size is None and data.dev_size == 0
+    return replace(data, split_seed=0) if whole else data
+
+
+_ADAPTERS: list[TypeAdapter[StageSpec]] = []
+
+
+def _adapter() -> TypeAdapter[StageSpec]:
+    # Built on first use: it costs some ten milliseconds that --help should not pay.
+    if not _ADAPTERS:
+        _ADAPTERS.append(TypeAdapter(StageSpec))
+    return _ADAPTERS[0]

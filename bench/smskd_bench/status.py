@@ -1,0 +1,56 @@
+"""``smskd-bench status``: what a store holds, and how far a matrix has come in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from smskd_bench.config import load_matrix
+from smskd_bench.plan import make_plan
+from smskd_bench.spec import StageSpec
+from smskd_bench.store import Store
+
+
+def report(root: Path, matrix: Path | None, only: str | None, console: Console) -> None:
+    """Print counts, then one line for every stage run that is neither done nor untouched."""
+    store = Store.peek(root)
+    for line in _lines(store, matrix, only):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _lines(store: Store, matrix: Path | None, only: str | None) -> Iterator[str]:
+    if matrix:
+        plan = make_plan(load_matrix(matrix), only)
+        specs = plan.nodes
+        done = sum(store.is_done(cell.stages[-1]) for cell in plan.cells)
+        yield f"{plan.matrix.name}: {done} of {len(plan.cells)} cells done"
+    else:
+        specs = {key: StageSpec.from_document(store.spec_document(key)) for key in store.stage_keys()}
+    states = {key: state_of(store, key) for key in specs}
+    counts = Counter(state for state, _ in states.values())
+    shown = ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "nothing yet"
+    yield f"{store.root}: {shown} ({len(states)} stage runs)"
+    for key, (state, detail) in states.items():
+        if state not in ("done", "missing"):
+            yield f"  {key[:12]}  {specs[key].label}: {state}{detail}"
+
+
+def state_of(store: Store, key: str) -> tuple[str, str]:
+    """State of a stage run and what to add in words: done, running, stopped, failed, missing."""
+    if store.is_done(key):
+        return "done", ""
+    epoch = _epoch(store, key)
+    if store.is_running(key):
+        return "running", f", {epoch} epochs saved"
+    failure = store.failure(key)
+    if failure:
+        return str(failure["status"]), f": {failure['reason']}"
+    return ("stopped", f" after {epoch} epochs; run again to go on") if epoch else ("missing", "")
+
+
+def _epoch(store: Store, key: str) -> int:
+    state = store.checkpoint(key)
+    return int(state["epoch"]) if state else 0

@@ -1,0 +1,252 @@
+"""The store: one folder a stage run, named by its key. The truth, online or not.
+
+    <store>/store.json                   {"format": 1}
+    <store>/stages/<2 digits>/<key>/
+        spec.json                        the full specification
+        checkpoint.pt                    resume state, replaced each epoch, gone when done
+        student.safetensors              final weights
+        predictions.safetensors          predicted class of every test image
+        result.json                      written last: its presence means done
+        failed.json                      instead of a result: status and reason
+        lock                             held while somebody trains
+    <store>/exports/<key>/<target>/      bundles of exported students
+
+Everything is written aside, fsynced and renamed (``docs/store.md``).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from smskd.errors import StoreError
+from smskd_bench.atomic import write_atomically, write_json
+from smskd_bench.spec import StageSpec
+
+STORE_FORMAT = 1
+RESULT, FAILED, CHECKPOINT = "result.json", "failed.json", "checkpoint.pt"
+WEIGHTS, PREDICTIONS, SPEC = "student.safetensors", "predictions.safetensors", "spec.json"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of stage runs."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: Path) -> Store:
+        """Open a store, making it if it is not there.
+
+        Raises:
+            StoreError: it cannot be written, or a newer version made it.
+        """
+        store = cls.peek(root)
+        try:
+            (root / "stages").mkdir(parents=True, exist_ok=True)
+            if not (root / "store.json").exists():
+                write_json(root / "store.json", {"format": STORE_FORMAT})
+            if not os.access(root / "stages", os.W_OK):
+                raise PermissionError("it is read-only")
+        except OSError as error:
+            raise StoreError(
+                f"the store {root} cannot be written: {error.strerror or error}",
+                "choose another folder with --store DIR or SMSKD_STORE",
+            ) from None
+        return store
+
+    @classmethod
+    def peek(cls, root: Path) -> Store:
+        """Open a store for reading only; a store that is not there yet is empty."""
+        marker = _read_json(root / "store.json") or {"format": STORE_FORMAT}
+        if marker.get("format") != STORE_FORMAT:
+            raise StoreError(
+                f"the store {root} has format {marker.get('format')!r}; "
+                f"this version reads format {STORE_FORMAT}",
+                "use the version that made it, or another folder with --store DIR",
+            )
+        return cls(root)
+
+    def folder(self, key: str) -> Path:
+        """The folder of one stage run."""
+        return self.root / "stages" / key[:2] / key
+
+    def export_folder(self, key: str, target: str) -> Path:
+        """The folder of one exported student."""
+        return self.root / "exports" / key / target
+
+    def result(self, key: str) -> Record | None:
+        """The result of a finished stage run, or None."""
+        return _read_json(self.folder(key) / RESULT)
+
+    def failure(self, key: str) -> Record | None:
+        """Status and reason of a failed stage run, or None."""
+        return _read_json(self.folder(key) / FAILED)
+
+    def spec_document(self, key: str) -> Record:
+        """The specification a stage run was begun with.
+
+        Raises:
+            StoreError: there is no such stage run.
+        """
+        document = _read_json(self.folder(key) / SPEC)
+        if document is None:
+            raise StoreError(f"no stage run {key} in {self.root}", "run the matrix first")
+        document.pop("key")
+        return document
+
+    def is_done(self, key: str) -> bool:
+        """Whether a stage run has its result; reads no file."""
+        return (self.folder(key) / RESULT).exists()
+
+    def begin(self, spec: StageSpec) -> Path:
+        """Make the folder of a stage run and write its specification."""
+        folder = self.folder(spec.key)
+        with _writing(self.root):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / SPEC, {"key": spec.key, **spec.document()})
+        return folder
+
+    def complete(
+        self, key: str, result: Record, weights: dict[str, Tensor], predictions: Tensor
+    ) -> None:
+        """Write weights, predictions and, last of all, the result."""
+        folder = self.folder(key)
+        with _writing(self.root):
+            save_weights(folder / WEIGHTS, weights, {"key": key})
+            save_weights(folder / PREDICTIONS, {"predictions": predictions.to(torch.int32)}, {})
+            write_json(folder / RESULT, result)
+            (folder / FAILED).unlink(missing_ok=True)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
+
+    def fail(self, key: str, status: str, reason: str, epoch: int) -> None:
+        """Write why a stage run ended without a result; its checkpoint stays."""
+        record = {"status": status, "reason": reason, "epoch": epoch, "time": time.time()}
+        with _writing(self.root):
+            write_json(self.folder(key) / FAILED, record)
+
+    def forget_failure(self, key: str) -> None:
+        """Make a failed stage run one that is missing."""
+        (self.folder(key) / FAILED).unlink(missing_ok=True)
+
+    def weights(self, key: str) -> dict[str, Tensor]:
+        """Final weights of a finished stage run."""
+        return load_weights(self.folder(key) / WEIGHTS)
+
+    def predictions(self, key: str) -> Tensor:
+        """Predicted classes on the test set ``(N,)``."""
+        return load_weights(self.folder(key) / PREDICTIONS)["predictions"]
+
+    def save_checkpoint(self, key: str, state: Record) -> None:
+        """Replace the resume state of a stage run."""
+        with _writing(self.root):
+            path = self.folder(key) / CHECKPOINT
+            write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+    def checkpoint(self, key: str) -> Record | None:
+        """The resume state, or None if there is none or it cannot be read."""
+        path = self.folder(key) / CHECKPOINT
+        if not path.exists():
+            return None
+        try:
+            state: Record = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception:  # torch raises many kinds for a damaged file; all mean start over
+            return None
+        return state
+
+    def stage_keys(self) -> Iterator[str]:
+        """Keys of all stage runs that were ever begun."""
+        for folder in sorted((self.root / "stages").glob("??/*")):
+            yield folder.name
+
+    @contextmanager
+    def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold a stage run, so that two processes never train the same one.
+
+        The lock is the kernel's: it ends with the process, however that ends. ``waiting`` is
+        called once if somebody else holds it.
+        """
+        path = self.folder(key) / "lock"
+        with _writing(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = path.open("a")
+        try:
+            if not _try_lock(handle.fileno()):
+                waiting()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            handle.close()
+
+    def is_running(self, key: str) -> bool:
+        """Whether some process holds this stage run now."""
+        path = self.folder(key) / "lock"
+        if not path.exists():
+            return False
+        with path.open() as handle:
+            return not _try_lock(handle.fileno())
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors, atomically; the bytes depend on the values only."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata or None))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        StoreError: it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"{path} cannot be read: {error}", "delete its folder, and run the matrix again"
+        ) from None
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read_json(path: Path) -> Record | None:
+    try:
+        value: Record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(
+            f"{path} is damaged: {error}", "delete its folder, and run the matrix again"
+        ) from None
+    return value
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"the store {root} cannot be written: {error.strerror or error}",
+            "free some space or choose another folder with --store DIR; nothing done is lost",
+        ) from None

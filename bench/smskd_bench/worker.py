@@ -1,0 +1,325 @@
+"""One stage run: build, resume if begun, train, evaluate, save.
+
+The worker knows the store and the device; what it trains is :mod:`smskd.stages`' affair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from smskd.data import Normalisation, ResidentBatches
+from smskd.datasets import load_dataset
+from smskd.datasets.base import Dataset, split_indices
+from smskd.errors import ConfigError, StoreError
+from smskd.evaluate import Evaluation, FixedSet, evaluate
+from smskd.methods import METHODS, MODIFIERS, Method
+from smskd.methods.objective import Part
+from smskd.models import build_model, taps_of
+from smskd.seeding import derive, restore_rng, rng_state, seeded
+from smskd.stages import BestOnDev, Network, Stage, StageReport, finish, prepare
+from smskd.train import Row, StageRun, train
+from smskd.views import Augmentation
+from smskd_bench.environment import code_revision, device_name, machine, package_versions
+from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
+from smskd_bench.store import Record, Store, load_weights
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What cannot change a result beyond rounding, and so is in no key.
+
+    Attributes:
+        device: torch device string.
+        data_root: Folder with the data sets that are not embedded.
+        download: Whether missing data may be downloaded.
+        evaluate_every: Test-set accuracy for the curves every so many epochs; 0 only at the end.
+        methods: Plug-in methods by name, besides the registered ones.
+    """
+
+    device: str = "cpu"
+    data_root: Path | None = None
+    download: bool = False
+    evaluate_every: int = 0
+    methods: dict[str, type[Method]] = field(default_factory=lambda: dict(METHODS))
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """A data set on the device, split as a specification says."""
+
+    dataset: Dataset
+    train_images: Tensor
+    train_labels: Tensor
+    dev: FixedSet | None
+    test: FixedSet
+
+    @property
+    def normalise(self) -> Normalisation:
+        """The data set's own constants."""
+        return Normalisation(self.dataset.info.mean, self.dataset.info.std)
+
+
+Progress = Callable[[StageSpec, Row], None]
+
+
+class Worker:
+    """Carries out stage runs one after another; keeps data and the last teacher in memory."""
+
+    def __init__(self, store: Store, options: RunOptions) -> None:
+        self.store = store
+        self.options = options
+        self._data: dict[DataSpec, LoadedData] = {}
+        self._teachers: dict[str, Network] = {}
+
+    def run(self, spec: StageSpec, progress: Progress, weights: Path | None = None) -> Record:
+        """Carry one stage run to its result, from its checkpoint if it has one.
+
+        Args:
+            spec: What to do.
+            progress: Called after each epoch.
+            weights: File to import, if the specification says so.
+
+        Raises:
+            SmskdError: it cannot be done, or diverged; the checkpoint stays.
+        """
+        started = time.time()
+        data = self.data(spec.dataset)
+        folder = self.store.begin(spec)
+        report: StageReport | None = None
+        sessions: list[Record] = []
+        if spec.imported:
+            model = self._import(spec, data, weights)
+        else:
+            model, report, sessions = self._train(spec, data, progress)
+        test = report.test if report and report.test else evaluate(model, data.test)
+        result = self._record(spec, report, test, sessions, started)
+        self.store.complete(folder.name, result, dict(model.state_dict()), test.predictions)
+        return result
+
+    def data(self, spec: DataSpec) -> LoadedData:
+        """The data set, loaded and split once."""
+        if spec not in self._data:
+            self._data[spec] = _load(spec, self.options)
+        return self._data[spec]
+
+    def student(self, spec: StageSpec) -> nn.Module:
+        """The trained network of a finished stage run, on the device."""
+        model = self._build(spec)
+        model.load_state_dict(self.store.weights(spec.key))
+        return model
+
+    def _build(self, spec: StageSpec) -> nn.Module:
+        info = self.data(spec.dataset).dataset.info
+        with seeded(spec.seed):
+            model = build_model(spec.model, info.num_classes, info.channels)
+        return to_device(model, self.options.device)
+
+    def _teacher(self, key: str) -> Network:
+        if key not in self._teachers:
+            spec = self.spec(key)
+            self._teachers = {key: Network(self.student(spec), taps_of(spec.model))}
+        return self._teachers[key]
+
+    def spec(self, key: str) -> StageSpec:
+        """Read a specification back from the store."""
+        document = self.store.spec_document(key)
+        return StageSpec.from_document(document)
+
+    def _train(
+        self, spec: StageSpec, data: LoadedData, progress: Progress
+    ) -> tuple[nn.Module, StageReport, list[Record]]:
+        run = self._prepare(spec, data)
+        best = BestOnDev(data.dev) if data.dev else None
+        torch.manual_seed(derive(spec.seed, "train", spec.number))
+        sessions = self._resume(spec, run, best)
+        sessions.append({"device": device_name(self.options.device), "from_epoch": run.epoch})
+        batches = ResidentBatches(
+            data.train_images, data.train_labels, spec.training.batch_size, spec.seed,
+            data.normalise, _augmentation(data.dataset),
+        )  # fmt: skip
+
+        def after_epoch(run: StageRun) -> None:
+            if best:
+                best.observe(run)
+            if self._wants_test(run):
+                run.history[-1]["test_top1"] = evaluate(run.student.model, data.test).top1
+            self.store.save_checkpoint(spec.key, _checkpoint(run, best, sessions))
+            progress(spec, run.history[-1])
+
+        train(run, batches, after_epoch)
+        if best and spec.training.carry == "best_on_dev":
+            best.restore(run.student.model)
+        model, report = finish(run, data.test)
+        return model, report, sessions
+
+    def _wants_test(self, run: StageRun) -> bool:
+        every = self.options.evaluate_every
+        return every > 0 and run.epoch % every == 0 and run.epoch < run.training.epochs
+
+    def _prepare(self, spec: StageSpec, data: LoadedData) -> StageRun:
+        previous = self.student(self.spec(spec.parent)) if spec.parent else None
+        model = self._build(spec)
+        if previous is not None and spec.training.init == "warm":
+            model.load_state_dict(previous.state_dict())
+        sample = FixedSet(data.train_images[:1], data.train_labels[:1], data.normalise)
+        return prepare(
+            Network(model, taps_of(spec.model)),
+            [self._teacher(key) for key in spec.teachers],
+            stage_of(spec, self.options.methods),
+            spec.training,
+            sample.batch(0, 1),
+            previous=previous,
+            number=spec.number,
+            first_epoch=spec.first_epoch,
+            seed=spec.seed,
+            num_train=len(data.train_labels),
+        )
+
+    def _resume(self, spec: StageSpec, run: StageRun, best: BestOnDev | None) -> list[Record]:
+        state = self.store.checkpoint(spec.key)
+        if state is None:
+            return []
+        run.student.model.load_state_dict(state["student"])
+        run.objective.load_state_dict(state["objective"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.epoch, run.history = state["epoch"], state["history"]
+        if best and state["best"]:
+            best.top1, best.epoch, best.weights = state["best"]
+        restore_rng(state["rng"])
+        sessions: list[Record] = state["sessions"]
+        return sessions
+
+    def _import(self, spec: StageSpec, data: LoadedData, file: Path | None) -> nn.Module:
+        if file is None:
+            raise ConfigError(f"the weights of {spec.model} are not at hand", "name their file")
+        model = self._build(spec)
+        tensors = {
+            name: t.float() if t.is_floating_point() else t
+            for name, t in load_weights(file).items()
+        }
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise StoreError(
+                f"{file} does not hold weights of {spec.model} for "
+                f"{data.dataset.info.num_classes} classes: {str(error).splitlines()[-1].strip()}",
+                "name the model they were trained for",
+            ) from None
+        return model
+
+    def _record(
+        self,
+        spec: StageSpec,
+        report: StageReport | None,
+        test: Evaluation,
+        sessions: list[Record],
+        started: float,
+    ) -> Record:
+        history = report.history if report else []
+        return {
+            "key": spec.key,
+            "spec": spec.document(),
+            "test": {"top1": test.top1, "top5": test.top5, "loss": test.loss},
+            "kept": asdict(report.kept) if report and report.kept else None,
+            "history": history,
+            "last": history[-1] if history else {},
+            "train_seconds": sum(row["seconds"] for row in history),
+            "images_per_s": _speed(history),
+            "wall_seconds_last_session": time.time() - started,
+            "finished": time.time(),
+            "sessions": sessions,
+            "environment": {
+                "code": code_revision(),
+                "packages": package_versions(),
+                "machine": machine(),
+                "device": device_name(self.options.device),
+                "threads": torch.get_num_threads(),
+            },
+            "data": {"name": spec.dataset.name, "fingerprint": spec.dataset.fingerprint},
+        }
+
+
+def to_device(model: nn.Module, device: str) -> nn.Module:
+    """Move a network, its convolutions in the channels-last order that is fastest everywhere."""
+    moved: nn.Module = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def stage_of(spec: StageSpec, methods: dict[str, type[Method]]) -> Stage:
+    """The library's stage that a specification describes."""
+    return Stage(
+        method=[_part(method, methods) for method in spec.methods],
+        epochs=spec.training.epochs,
+        reference=spec.reference,
+        schedule=spec.training.schedule,
+        method_weight=spec.method_weight,
+        ce_weight=spec.ce_weight,
+        init=spec.training.init,
+        carry=spec.training.carry,
+    )
+
+
+def _part(spec: MethodSpec, methods: dict[str, type[Method]]) -> Part:
+    method = TypeAdapter(methods[spec.name]).validate_python(spec.settings)
+    modifiers = tuple(
+        TypeAdapter(MODIFIERS[m.name]).validate_python(m.settings) for m in spec.modifiers
+    )
+    return Part(method, modifiers)
+
+
+def _load(spec: DataSpec, options: RunOptions) -> LoadedData:
+    dataset = load_dataset(spec.name, options.data_root, options.download)
+    if dataset.info.fingerprint != spec.fingerprint:
+        raise StoreError(f"{spec.name} is not the data that this plan was made for")
+    labels = dataset.train.labels
+    train_index, dev_index = split_indices(
+        labels, dataset.info.num_classes, spec.train_size, spec.dev_size, spec.split_seed
+    )
+    normalise = Normalisation(dataset.info.mean, dataset.info.std)
+
+    def on_device(array: Any) -> Tensor:
+        return torch.from_numpy(array).to(options.device)
+
+    dev = None
+    if len(dev_index):
+        images = on_device(dataset.train.images[dev_index])
+        dev = FixedSet(images, on_device(labels[dev_index]), normalise)
+    return LoadedData(
+        dataset,
+        on_device(dataset.train.images[train_index]),
+        on_device(labels[train_index]),
+        dev,
+        FixedSet(on_device(dataset.test.images), on_device(dataset.test.labels), normalise),
+    )
+
+
+def _augmentation(dataset: Dataset) -> Augmentation:
+    return Augmentation(dataset.info.pad, dataset.info.flip)
+
+
+def _checkpoint(run: StageRun, best: BestOnDev | None, sessions: list[Record]) -> Record:
+    return {
+        "student": run.student.model.state_dict(),
+        "objective": run.objective.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "epoch": run.epoch,
+        "history": run.history,
+        "best": (best.top1, best.epoch, best.weights) if best else None,
+        "rng": rng_state(),
+        "sessions": sessions,
+    }
+
+
+def _speed(history: list[Row]) -> float:
+    """Training images a second over the stage, from the time inside epochs."""
+    seconds = sum(row["seconds"] for row in history)
+    images = sum(row["seconds"] * row["images_per_s"] for row in history)
+    return images / seconds if seconds else 0.0

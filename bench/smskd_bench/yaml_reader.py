@@ -1,0 +1,129 @@
+"""Read a YAML file safely, with line numbers and without YAML 1.1's traps.
+
+In YAML 1.1 an unquoted ``no`` is false and ``1e-3`` is a string. Here, as in YAML 1.2, only
+``true`` and ``false`` are booleans and ``1e-3`` is a number. A key given twice is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from smskd.errors import ConfigError
+
+DocPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class YamlDocument:
+    """A parsed file: its content, and the line (from 1) on which each path starts."""
+
+    file: Path
+    content: Any
+    lines: dict[DocPath, int]
+
+    def where(self, path: DocPath) -> str:
+        """``file:line: a.b[2]``, with the line of the nearest parent that is in the file."""
+        known = path
+        while known not in self.lines:
+            known = known[:-1]
+        return f"{self.file}:{self.lines[known]}: {show_path(path)}"
+
+
+def show_path(path: DocPath) -> str:
+    """``("rows", 3, "name")`` as ``rows[3].name``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".") or "the document"
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2 scalars and no silent duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_1_2_scalars() -> None:
+    replaced = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+    _Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in replaced]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:bool",
+        re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
+        list("tTfF"),
+    )
+    number = r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"
+    _Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(number), list("-+0123456789.")
+    )
+
+
+_yaml_1_2_scalars()
+
+
+def read_yaml(file: Path) -> YamlDocument:
+    """Read one document.
+
+    Raises:
+        ConfigError: the file cannot be read or is not YAML, with the line.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = ", ".join(sorted(str(p) for p in file.parent.glob("*.yaml"))[:8])
+        hint = f"files there: {near}" if near else f"no YAML file in {file.parent}"
+        raise ConfigError(f"{file}: no such file", hint) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}", "expected UTF-8 text") from None
+    return parse_yaml(text, file)
+
+
+def parse_yaml(text: str, file: Path) -> YamlDocument:
+    """Parse YAML text; ``file`` is used in messages only."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        content = None if node is None else loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{file}{line}: not valid YAML: {reason}", "mend that line") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: not valid YAML: {error}", "mend the file") from None
+    lines: dict[DocPath, int] = {}
+    if node is not None:
+        _note_lines(node, (), lines, set())
+    lines[()] = 1
+    return YamlDocument(file, content, lines)
+
+
+def _note_lines(node: yaml.Node, path: DocPath, lines: dict[DocPath, int], seen: set[int]) -> None:
+    lines.setdefault(path, node.start_mark.line + 1)
+    if id(node) in seen:  # an alias: following each one again could take for ever
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines[(*path, key.value)] = key.start_mark.line + 1
+            _note_lines(value, (*path, key.value), lines, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            _note_lines(value, (*path, i), lines, seen)

@@ -1,0 +1,100 @@
+"""What a network costs, and the sizes of its features, found without computing anything.
+
+Both run the network on torch's meta device: shapes flow through it, numbers do not.
+MACs (multiply-accumulates) are those of convolutions and linear layers, for one image, as in the
+tables of distillation papers; normalisation, activations, pooling and attention products add none.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from smskd.models import build_model, taps_of
+from smskd.taps import MAPS, POOLED, PREACT, Shapes, probe
+
+ImageShape = tuple[int, int, int]
+"""``(C, H, W)``."""
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Size of one network.
+
+    Attributes:
+        parameters: Number of scalars in its parameters, trained or not.
+        macs: Multiply-accumulates of one image.
+    """
+
+    parameters: int
+    macs: int
+
+
+def model_cost(model: nn.Module, image_shape: ImageShape) -> ModelCost:
+    """Count parameters and MACs; the model itself is neither run nor changed.
+
+    Args:
+        model: Any module that maps ``(1, C, H, W)`` to logits, on any device.
+        image_shape: ``(C, H, W)``.
+    """
+    counts: list[int] = []
+    skeleton = _on_meta(model).eval()
+    for module in skeleton.modules():
+        if isinstance(module, (*_CONVS, *_TRANSPOSED, nn.Linear)):
+            module.register_forward_hook(_counter(counts))
+    with torch.no_grad():
+        skeleton(torch.empty(1, *image_shape, device="meta"))
+    return ModelCost(sum(p.numel() for p in model.parameters()), sum(counts))
+
+
+@cache
+def shapes_on_meta(name: str, num_classes: int, image_shape: ImageShape) -> Shapes:
+    """Sizes of all the taps of a model of the zoo; no weights are drawn.
+
+    Args:
+        name: A key of ``MODELS``.
+        num_classes: K.
+        image_shape: ``(C, H, W)``.
+
+    Raises:
+        UnknownNameError: no model has this name.
+    """
+    taps = taps_of(name)
+    offered = {MAPS: taps.maps, PREACT: taps.preact, POOLED: taps.pooled}
+    with torch.device("meta"):
+        model = build_model(name, num_classes, in_channels=image_shape[0])
+        image = torch.empty(1, *image_shape)
+    return probe(model, taps, [role for role, tap in offered.items() if tap], image)
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """A copy of the model without numbers; preset answers keep deepcopy from copying any."""
+    memo: dict[int, Tensor] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.to("meta")
+    return copy.deepcopy(model, memo)
+
+
+def _counter(counts: list[int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            counts.append(output.numel() * module.in_features)
+        elif isinstance(module, _TRANSPOSED):
+            per_input = math.prod(module.kernel_size) * module.out_channels // module.groups
+            counts.append(inputs[0].numel() * per_input)
+        elif isinstance(module, _CONVS):
+            per_output = math.prod(module.kernel_size) * module.in_channels // module.groups
+            counts.append(output.numel() * per_output)
+
+    return count

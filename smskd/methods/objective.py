@@ -1,0 +1,201 @@
+"""What one stage optimises: one method, or several trained jointly, with their own modules."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
+
+import torch
+from torch import nn
+
+from smskd.errors import ConfigError, IncompatibleError
+from smskd.methods.base import Method, Modifier, Needs, PairShapes, Signals, Terms
+
+
+@dataclass(frozen=True)
+class Part:
+    """One method of a stage and what changes the signals it distils from.
+
+    Attributes:
+        method: The method.
+        modifiers: Applied in this order.
+    """
+
+    method: Method
+    modifiers: tuple[Modifier, ...] = ()
+
+
+class Objective(nn.Module):
+    """The loss of one stage: the sum of its methods' losses.
+
+    The parameters are those of the methods' own modules (adapters), so they train with the student
+    and are part of checkpoints.
+
+    Args:
+        parts: The methods, at least one.
+        shapes: Sizes of the pair of networks.
+        method_weight: Factor on every distillation term.
+        ce_weight: Weight of the loss on the labels, in place of the methods' own; None keeps those,
+            summed.
+
+    Raises:
+        ConfigError: no methods, or two that each bring their own optimiser.
+        IncompatibleError: a method cannot work with these networks.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        shapes: PairShapes,
+        method_weight: float = 1.0,
+        ce_weight: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not parts:
+            raise ConfigError("a stage has no method", "name at least one, e.g. kd")
+        self.parts = _with_ce_weight(parts, ce_weight)
+        self.method_weight = method_weight
+        self._names = _part_names(self.parts)
+        self._driver = _driver(self.parts)
+        self.check(shapes)
+        self.method_modules = nn.ModuleList(part.method.build(shapes) for part in self.parts)
+        self.modifier_modules = nn.ModuleList(
+            nn.ModuleList(modifier.build(shapes) for modifier in part.modifiers)
+            for part in self.parts
+        )
+
+    @property
+    def needs(self) -> Needs:
+        """What any of the methods must be given."""
+        return reduce(or_, (part.method.needs for part in self.parts))
+
+    def check(self, shapes: PairShapes) -> None:
+        """Refuse a pair of networks that a method cannot work with.
+
+        Raises:
+            IncompatibleError: with each such method's reason.
+        """
+        reasons = {
+            name: reason
+            for name, part in zip(self._names, self.parts, strict=True)
+            if (reason := _why_not(part.method, shapes)) is not None
+        }
+        if reasons:
+            lines = [f"{name} cannot work with this pair: {why}" for name, why in reasons.items()]
+            raise IncompatibleError(
+                "\n".join(lines), "choose another method, other networks or other taps"
+            )
+
+    def forward(self, signals: Signals) -> tuple[Terms, Terms]:
+        """The weighted terms of one batch: on the labels, and on the teachers' signals."""
+        task: list[Terms] = []
+        distill: list[Terms] = []
+        for part, module, modifiers in zip(
+            self.parts, self.method_modules, self.modifier_modules, strict=True
+        ):
+            task.append(part.method.task(signals))
+            modified = _modify(part, modifiers, signals)
+            terms = part.method.distill(modified, module)
+            distill.append({name: self.method_weight * term for name, term in terms.items()})
+        return _summed(task), self._labelled(distill)
+
+    def descend(self, task: Terms, distill: Terms, optimizer: torch.optim.Optimizer) -> None:
+        """One optimiser step, as the method does it that has its own way, else the usual one.
+
+        Raises:
+            ConfigError: there are no terms at all.
+        """
+        if not (task or distill):
+            raise ConfigError(
+                "the stage has nothing to optimise: no distillation, and the labels have weight 0",
+                "raise ce_weight or name a distillation method",
+            )
+        self._driver.descend(task, distill, optimizer)
+
+    def make_optimizer(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer | None:
+        """The optimiser that a method brings, or None for the recipe's."""
+        return self._driver.make_optimizer(groups)
+
+    def inference_model(self, student: nn.Module) -> nn.Module:
+        """What is evaluated and exported: the student in the methods' wrappers, first innermost."""
+        for part, module in zip(self.parts, self.method_modules, strict=True):
+            student = part.method.inference_model(student, module)
+        return student
+
+    def _labelled(self, distill: list[Terms]) -> Terms:
+        """Merge the parts' terms; names that occur twice get their method's name in front."""
+        seen = Counter(name for terms in distill for name in terms)
+        return {
+            (name if seen[name] == 1 else f"{part}.{name}"): term
+            for part, terms in zip(self._names, distill, strict=True)
+            for name, term in terms.items()
+        }
+
+
+def _with_ce_weight(parts: Sequence[Part], ce_weight: float | None) -> tuple[Part, ...]:
+    """Give the label loss to the first method alone, unless the methods keep their own weights."""
+    if ce_weight is not None:
+        weights = [ce_weight, *[0.0] * (len(parts) - 1)]
+        parts = [
+            replace(part, method=replace(part.method, ce_weight=weight))
+            for part, weight in zip(parts, weights, strict=True)
+        ]
+    return tuple(parts)
+
+
+def _part_names(parts: Sequence[Part]) -> list[str]:
+    """The methods' names, numbered from the second of the same method on: kd, kd2."""
+    count: Counter[str] = Counter()
+    names = []
+    for part in parts:
+        name = part.method.name
+        count[name] += 1
+        names.append(name if count[name] == 1 else f"{name}{count[name]}")
+    return names
+
+
+def _driver(parts: Sequence[Part]) -> Method:
+    """The method that takes the optimiser's steps: the one with its own way, else the first."""
+    own = [part.method for part in parts if _has_own_steps(type(part.method))]
+    if len(own) > 1:
+        raise ConfigError(
+            f"{' and '.join(method.name for method in own)} each bring their own optimiser, "
+            "but a stage has one",
+            "put them into different stages",
+        )
+    return own[0] if own else parts[0].method
+
+
+def _has_own_steps(method: type[Method]) -> bool:
+    # The optimiser and the way to step it belong together, so either makes a method the driver.
+    return (
+        method.make_optimizer is not Method.make_optimizer or method.descend is not Method.descend
+    )
+
+
+def _why_not(method: Method, shapes: PairShapes) -> str | None:
+    """Conditions that hold for every method of a kind, then the method's own."""
+    if method.needs.teacher and not shapes.teachers:
+        return "it was given no teacher (expected at least 1)"
+    if method.kind == "response":
+        classes = [teacher.num_classes for teacher in shapes.teachers]
+        if any(number != shapes.student.num_classes for number in classes):
+            return (
+                f"the student has {shapes.student.num_classes} classes and the teacher "
+                f"{' and '.join(map(str, classes))} (expected the same number)"
+            )
+    return method.check(shapes)
+
+
+def _modify(part: Part, modules: nn.Module, signals: Signals) -> Signals:
+    for modifier, module in zip(part.modifiers, modules.children(), strict=True):
+        signals = modifier.modify(signals, module)
+    return signals
+
+
+def _summed(groups: list[Terms]) -> Terms:
+    names = dict.fromkeys(name for terms in groups for name in terms)
+    return {name: torch.stack([t[name] for t in groups if name in t]).sum() for name in names}

@@ -1,0 +1,110 @@
+"""The model zoo: every network by name, as a plain ``nn.Module`` with its taps.
+
+A model maps images ``(B, C, H, W)`` to logits ``(B, K)`` and nothing else; features are read by
+:mod:`smskd.taps`. To add one, write its class and add a line to :data:`MODELS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from smskd.errors import ConfigError, unknown_name
+from smskd.models.resnet_cifar import ResNet, Widths, resnet_taps
+from smskd.models.wrn import WRN_TAPS, WideResNet
+from smskd.taps import Taps
+
+RESNET_PAPER = "arXiv 1512.03385"
+WRN_PAPER = "arXiv 1605.07146"
+
+_BASE: Widths = (16, 16, 32, 64)
+_HALF: Widths = (8, 8, 16, 32)
+_QUARTER: Widths = (4, 4, 8, 16)
+_X4: Widths = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One line of the zoo.
+
+    Attributes:
+        build: Called with ``num_classes`` and ``in_channels``; returns the untrained network.
+        taps: Where its features are found.
+        paper: Where the architecture comes from.
+        version: Raised when a change of the code changes results; part of a stage run's key.
+    """
+
+    build: Callable[..., nn.Module]
+    taps: Taps
+    paper: str
+    version: int = 1
+
+
+def _resnet(depth: int, widths: Widths) -> ModelEntry:
+    return ModelEntry(partial(ResNet, depth, widths), resnet_taps(depth), RESNET_PAPER)
+
+
+def _wrn(depth: int, widening: int) -> ModelEntry:
+    return ModelEntry(partial(WideResNet, depth, widening), WRN_TAPS, WRN_PAPER)
+
+
+MODELS: dict[str, ModelEntry] = {
+    "resnet8": _resnet(8, _BASE),
+    "resnet14": _resnet(14, _BASE),
+    "resnet20": _resnet(20, _BASE),
+    "resnet32": _resnet(32, _BASE),
+    "resnet44": _resnet(44, _BASE),
+    "resnet56": _resnet(56, _BASE),
+    "resnet110": _resnet(110, _BASE),
+    "resnet8x4": _resnet(8, _X4),
+    "resnet32x4": _resnet(32, _X4),
+    "resnet8_quarter": _resnet(8, _QUARTER),
+    "resnet8_half": _resnet(8, _HALF),
+    "resnet14_half": _resnet(14, _HALF),
+    "wrn_16_1": _wrn(16, 1),
+    "wrn_16_2": _wrn(16, 2),
+    "wrn_40_1": _wrn(40, 1),
+    "wrn_40_2": _wrn(40, 2),
+}
+
+
+def model_entry(name: str) -> ModelEntry:
+    """Look a model up.
+
+    Raises:
+        UnknownNameError: no model has this name.
+    """
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    return MODELS[name]
+
+
+def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """Build an untrained network, its weights drawn from torch's global generator.
+
+    Args:
+        name: A key of :data:`MODELS`.
+        num_classes: K, the number of logits.
+        in_channels: Channels of the images; any height and width from 8 will do.
+
+    Raises:
+        UnknownNameError: no model has this name.
+        ConfigError: a count is not positive.
+    """
+    entry = model_entry(name)
+    for what, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise ConfigError(f"model {name!r}: {what} must be 1 or more, got {value}")
+    return entry.build(num_classes=num_classes, in_channels=in_channels)
+
+
+def taps_of(name: str) -> Taps:
+    """Where a model's features are found.
+
+    Raises:
+        UnknownNameError: no model has this name.
+    """
+    return model_entry(name).taps
