@@ -1,6 +1,5 @@
-"""What a network costs, and the sizes of its features, found without computing anything.
+"""What a network costs, and the sizes of its features.
 
-Both run the network on torch's meta device: shapes flow through it, numbers do not.
 MACs (multiply-accumulates) are those of convolutions and linear layers, for one image, as in the
 tables of distillation papers; normalisation, activations, pooling and attention products add none.
 """
@@ -47,12 +46,14 @@ def model_cost(model: nn.Module, image_shape: ImageShape) -> ModelCost:
         image_shape: ``(C, H, W)``.
     """
     counts: list[int] = []
-    skeleton = _on_meta(model).eval()
-    for module in skeleton.modules():
+    # One real image through a copy. On the meta device it would cost nothing, but torch then first
+    # loads its compiler, which takes a second.
+    double = copy.deepcopy(model).eval()
+    for module in double.modules():
         if isinstance(module, (*_CONVS, *_TRANSPOSED, nn.Linear)):
             module.register_forward_hook(_counter(counts))
     with torch.no_grad():
-        skeleton(torch.empty(1, *image_shape, device="meta"))
+        double(torch.zeros(1, *image_shape, device=_device(model)))
     return ModelCost(sum(p.numel() for p in model.parameters()), sum(counts))
 
 
@@ -76,14 +77,9 @@ def shapes_on_meta(name: str, num_classes: int, image_shape: ImageShape) -> Shap
     return probe(model, taps, [role for role, tap in offered.items() if tap], image)
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
-    """A copy of the model without numbers; preset answers keep deepcopy from copying any."""
-    memo: dict[int, Tensor] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
-    for buffer in model.buffers():
-        memo[id(buffer)] = buffer.to("meta")
-    return copy.deepcopy(model, memo)
+def _device(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _counter(counts: list[int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

@@ -126,11 +126,19 @@ class LoaderBatches:
     """Any iterable of (images, labels) or (images, labels, index), walked once an epoch.
 
     Order and augmentation are then the loader's own affair.
+
+    Raises:
+        DataError: the loader can be walked only once.
     """
 
     def __init__(
         self, loader: Iterable[tuple[Tensor, ...]], device: torch.device | str = "cpu"
     ) -> None:
+        if isinstance(loader, Iterator):
+            raise DataError(
+                f"the training data are a {type(loader).__name__}, which ends after one pass",
+                "pass something that can be walked through again, such as a DataLoader",
+            )
         self.loader = loader
         self.device = torch.device(device)
 

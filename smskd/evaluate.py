@@ -6,6 +6,7 @@ Shapes: N samples, B batch, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.data import Normalisation, check_images
+from smskd.modes import eval_mode
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,10 @@ class Evaluation:
 def evaluate(
     model: Callable[[Tensor], Tensor], data: FixedSet, batch_size: int = 1000
 ) -> Evaluation:
-    """Run ``model`` over ``data`` in evaluation mode, in float32."""
-    if isinstance(model, nn.Module):
-        model.eval()
-    logits = torch.cat(
-        [model(data.batch(i, batch_size)).float() for i in range(0, len(data.labels), batch_size)]
-    )
+    """Run ``model`` over ``data`` in evaluation mode, in float32; its mode is given back."""
+    with eval_mode(model) if isinstance(model, nn.Module) else nullcontext():
+        starts = range(0, len(data.labels), batch_size)
+        logits = torch.cat([model(data.batch(i, batch_size)).float() for i in starts])
     top = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = top == data.labels.view(-1, 1)
     return Evaluation(

@@ -72,11 +72,6 @@ class Anchor:
         frozen = copy.deepcopy(student).eval().requires_grad_(False)
         return cls(TappedModel(frozen, taps, anchor_roles(settings)), settings)
 
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the weights depend on the teacher."""
-        return self.settings.weighting.map != "constant"
-
     def terms(self, signals: Signals, said: Outputs) -> tuple[Terms, Tensor]:
         """The reference term and the sample weights ``(B,)``.
 
@@ -90,7 +85,7 @@ class Anchor:
         return {"reference": self.settings.weight * loss}, weights
 
     def _tcp(self, signals: Signals) -> Tensor:
-        if not self.needs_teacher:
+        if not self.settings.needs_teacher:
             return torch.ones_like(signals.student.logits[:, 0])
         if not signals.teachers:
             raise ConfigError(

@@ -8,6 +8,7 @@ copies: SGD 0.05, momentum 0.9, no Nesterov, weight decay 5e-4 on every paramete
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from math import cos, pi
 from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -20,6 +21,22 @@ Precision = Literal["fp32", "bf16"]
 Carry = Literal["last", "best_on_dev"]
 Init = Literal["warm", "reinit"]
 WeightMap = Literal["one_minus_tcp", "tcp", "constant", "exp_minus_tcp", "two_minus_tcp"]
+
+
+@cache
+def _choices(form: type) -> dict[str, tuple[object, ...]]:
+    hints = get_type_hints(form)
+    return {name: get_args(t) for name, t in hints.items() if get_origin(t) is Literal}
+
+
+def _check_choices(settings: object) -> None:
+    """Refuse a misspelt choice, which would otherwise silently mean another one."""
+    for name, allowed in _choices(type(settings)).items():  # type: ignore[arg-type]
+        if (value := getattr(settings, name)) not in allowed:
+            raise ConfigError(
+                f"{type(settings).__name__}: {name} is {value!r}",
+                f"choose one of {', '.join(map(repr, allowed))}",
+            )
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,11 @@ class Reference:
     def __post_init__(self) -> None:
         _check_choices(self)
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the sample weights depend on the teacher."""
+        return self.weighting.map != "constant"
+
 
 @dataclass(frozen=True)
 class Training:
@@ -141,14 +163,3 @@ class Training:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-
-
-def _check_choices(settings: object) -> None:
-    """Refuse a misspelt choice, which would otherwise silently mean another one."""
-    for name, kind in get_type_hints(type(settings)).items():
-        allowed = get_args(kind) if get_origin(kind) is Literal else ()
-        if allowed and (value := getattr(settings, name)) not in allowed:
-            raise ConfigError(
-                f"{type(settings).__name__}: {name} is {value!r}",
-                f"choose one of {', '.join(map(repr, allowed))}",
-            )

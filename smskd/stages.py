@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from smskd.data import Batches, LoaderBatches, ResidentBatches
-from smskd.errors import ConfigError
+from smskd.errors import ConfigError, DataError, IncompatibleError
 from smskd.evaluate import Agreement, Evaluation, FixedSet, agreement, evaluate
 from smskd.methods.base import Method, Needs, PairShapes
 from smskd.methods.objective import Objective, Part
@@ -30,7 +31,7 @@ from smskd.settings import (
     Schedule,
     Training,
 )
-from smskd.taps import TappedModel, Taps, probe
+from smskd.taps import Shapes, TappedModel, Taps, probe
 from smskd.train import Row, StageRun, train
 
 
@@ -54,7 +55,8 @@ class Stage:
             from a tenth of it in later ones.
         method_weight: lambda_kd, scales the distillation terms.
         ce_weight: lambda_c, replaces the method's own weight of the cross-entropy.
-        init: "warm" continues from the previous stage, "reinit" starts from fresh weights.
+        init: "warm" continues from the previous stage; "reinit" goes back to the weights that the
+            student had before the first stage.
         carry: Which weights the stage hands on.
     """
 
@@ -81,7 +83,8 @@ class StageReport:
     Attributes:
         history: One row an epoch.
         test: Last-epoch (or carried) accuracy on the test set; None without one.
-        kept: Agreement with the reference on the test set; None in the first stage.
+        kept: Agreement with the previous stage's student on the test set, whether it was the
+            reference or not; None in the first stage or without a test set.
     """
 
     history: list[Row]
@@ -117,26 +120,18 @@ def prepare(
         num_train: Number of training samples.
 
     Raises:
-        IncompatibleError: the method cannot work with this pair.
+        ConfigError: there is no teacher though one is needed, or a feature has no tap.
+        IncompatibleError: the method or the reference cannot work with this pair.
     """
-    reference = stage.reference if previous is not None else None
-    reference = reference if reference and reference.weight > 0.0 else None
-    anchor = Anchor.freeze(previous, student.taps, reference) if previous and reference else None
-    needs = stage_needs(stage, anchor)
-    if needs.teacher and not teachers:
-        raise ConfigError("this stage needs a teacher", "pass one, or use the method 'scratch'")
-    teachers = teachers if needs.teacher else ()
-    shapes = PairShapes(
-        student=probe(student.model, student.taps, needs.student_roles, image),
-        teachers=tuple(probe(t.model, t.taps, needs.teacher_roles, image) for t in teachers),
-        num_train=num_train,
-    )
-    with seeded(derive(seed, "adapters", number)):
-        objective = Objective(stage.parts, shapes, stage.method_weight, stage.ce_weight)
-    objective = objective.to(image.device)
+    reference = _active_reference(stage, previous is not None)
+    needs = stage_needs(stage, reference)
+    objective = build_objective(student, teachers, stage, reference, image, number, seed, num_train)
+    anchor = None
+    if previous is not None and reference is not None:
+        anchor = Anchor.freeze(previous, student.taps, reference)
     return StageRun(
         student=TappedModel(student.model, student.taps, needs.student_roles),
-        teachers=[_frozen(t, needs.teacher_roles) for t in teachers],
+        teachers=[_frozen(t, needs.teacher_roles) for t in (teachers if needs.teacher else ())],
         anchor=anchor,
         objective=objective,
         optimizer=_make_optimizer(student.model, objective, training.optimizer),
@@ -145,27 +140,74 @@ def prepare(
     )
 
 
-def stage_needs(stage: Stage, anchor: Anchor | None) -> Needs:
+def build_objective(
+    student: Network,
+    teachers: Sequence[Network],
+    stage: Stage,
+    reference: Reference | None,
+    image: Tensor,
+    number: int = 1,
+    seed: int = 0,
+    num_train: int = 0,
+) -> Objective:
+    """Find the sizes of the networks' features and build the loss; arguments as in `prepare`.
+
+    Raises:
+        ConfigError: there is no teacher though one is needed, or a feature has no tap.
+        IncompatibleError: the method or the reference cannot work with this pair.
+    """
+    needs = stage_needs(stage, reference)
+    if needs.teacher and not teachers:
+        raise ConfigError(
+            f"stage {number} needs a teacher",
+            "pass one, or use the method 'scratch' and constant reference weights",
+        )
+    teachers = teachers if needs.teacher else ()
+    shapes = PairShapes(
+        student=_probe("student", student, needs.student_roles, image),
+        teachers=tuple(_probe("teacher", t, needs.teacher_roles, image) for t in teachers),
+        num_train=num_train,
+        student_taps=student.taps,
+        teacher_models=tuple(t.model for t in teachers),
+    )
+    classes = shapes.student.num_classes
+    if reference and reference.needs_teacher and shapes.teacher.num_classes != classes:
+        raise IncompatibleError(
+            f"reference weights {reference.weighting.map!r} need a teacher of the student's "
+            f"{classes} classes, but it has {shapes.teacher.num_classes}",
+            "set the weight map to 'constant'",
+        )
+    with seeded(derive(seed, "adapters", number)):
+        objective = Objective(stage.parts, shapes, stage.method_weight, stage.ce_weight)
+    return objective.to(image.device)
+
+
+def stage_needs(stage: Stage, reference: Reference | None) -> Needs:
     """What the methods of a stage and its reference need together."""
-    needs = Needs(teacher=bool(anchor and anchor.needs_teacher))
+    needs = Needs(teacher=reference is not None and reference.needs_teacher)
     for part in stage.parts:
         needs |= part.method.needs
-    roles = anchor_roles(anchor.settings) if anchor else frozenset()
+    roles = anchor_roles(reference) if reference else frozenset()
     return replace(needs, student_roles=needs.student_roles | roles)
 
 
-def finish(run: StageRun, test: FixedSet | None) -> tuple[nn.Module, StageReport]:
-    """Take the hooks off, evaluate on the test set, and compare with the reference."""
-    run.student.close()
-    for teacher in run.teachers:
-        teacher.close()
-    model = run.objective.inference_model(run.student.model)
+def finish(
+    run: StageRun, test: FixedSet | None, previous: nn.Module | None = None
+) -> tuple[nn.Module, StageReport]:
+    """Take the hooks off, evaluate on the test set, and compare with the previous student.
+
+    The student is left in evaluation mode. The comparison is made without a reference too: it is
+    what tells how much a reference holds.
+    """
+    run.close()
+    run.student.model.eval()
+    model = run.deployed()
     if test is None:
         return model, StageReport(run.history)
     result = evaluate(model, test)
-    if run.anchor is None:
+    if previous is None:
         return model, StageReport(run.history, result)
-    before = evaluate(run.anchor.network.model, test)
+    before = evaluate(previous, test)
     kept = agreement(result.predictions, before.predictions, test.labels)
     return model, StageReport(run.history, result, kept)
 
@@ -177,19 +219,21 @@ class BestOnDev:
         self.dev = dev
         self.top1 = -1.0
         self.epoch = 0
-        self.weights: dict[str, Tensor] = {}
+        self.weights: dict[str, dict[str, Tensor]] = {}
 
     def observe(self, run: StageRun) -> None:
         """Evaluate after an epoch and add ``dev_top1`` to its row."""
-        top1 = evaluate(run.student.model, self.dev).top1
+        top1 = evaluate(run.deployed(), self.dev).top1
         run.history[-1]["dev_top1"] = top1
         if top1 > self.top1:
             self.top1, self.epoch = top1, run.epoch
-            self.weights = copy.deepcopy(run.student.model.state_dict())
+            student, objective = run.student.model.state_dict(), run.objective.state_dict()
+            self.weights = copy.deepcopy({"student": student, "objective": objective})
 
-    def restore(self, model: nn.Module) -> None:
-        """Put the best weights into ``model``."""
-        model.load_state_dict(self.weights)
+    def restore(self, run: StageRun) -> None:
+        """Put the best weights into the student and the method's modules."""
+        run.student.model.load_state_dict(self.weights["student"])
+        run.objective.load_state_dict(self.weights["objective"])
 
 
 def distill(
@@ -210,6 +254,9 @@ def distill(
 ) -> list[StageReport]:
     """Train ``student`` in place through ``stages`` and report on each.
 
+    Everything that can be refused is refused before the first stage. The student is left in
+    evaluation mode, the teacher frozen and in evaluation mode.
+
     Args:
         student: Any network, images in and logits ``(B, K)`` out; on the device to train on.
         teacher: Any network; may be None if no stage needs one. It is frozen.
@@ -222,7 +269,7 @@ def distill(
         optimizer: SGD settings; the learning rate is the base that schedules scale.
         batch_size: Used when ``data`` are tensors.
         precision: "bf16" runs the networks under autocast.
-        seed: Decides order, and the initial weights of adapters and of ``init="reinit"``.
+        seed: Decides order and views (if ``data`` are tensors) and the adapters' initial weights.
         on_epoch: Called after each epoch.
 
     Raises:
@@ -231,30 +278,63 @@ def distill(
     """
     device = next(student.parameters()).device
     batches = _as_batches(data, device, batch_size, seed)
-    fresh = copy.deepcopy(student)
+    test_set, dev_set = _as_fixed(test, device), _as_fixed(dev, device)
     network = Network(student, student_taps or Taps())
-    teachers = [Network(teacher.to(device), teacher_taps or Taps())] if teacher else []
-    image = next(iter(batches.epoch(1))).images[:1]
+    teachers = _as_teachers(student, teacher, teacher_taps, device)
+    image = _first_image(batches)
+    plan = [_training(s, n, optimizer, batch_size, precision) for n, s in enumerate(stages, 1)]
+    _check_stages(network, teachers, stages, image, dev_set, batches.num_samples)
+    fresh = copy.deepcopy(student.state_dict())
     reports: list[StageReport] = []
     first_epoch = 0
-    for number, stage in enumerate(stages, start=1):
+    for number, (stage, training) in enumerate(zip(stages, plan, strict=True), start=1):
         previous = copy.deepcopy(student) if number > 1 else None
-        if stage.init == "reinit" and previous is not None:
-            student.load_state_dict(fresh.state_dict())
+        if stage.init == "reinit":
+            student.load_state_dict(fresh)
         run = prepare(
-            network, teachers, stage, _training(stage, number, optimizer, batch_size, precision),
-            image, previous=previous, number=number, first_epoch=first_epoch, seed=seed,
-            num_train=batches.num_samples,
+            network, teachers, stage, training, image, previous=previous, number=number,
+            first_epoch=first_epoch, seed=seed, num_train=batches.num_samples,
         )  # fmt: skip
-        best = BestOnDev(_as_fixed(dev)) if dev is not None else None
-        if stage.carry == "best_on_dev" and best is None:
-            raise ConfigError("carry='best_on_dev' needs a development set", "pass dev=...")
-        train(run, batches, _observers(best, on_epoch))
+        best = BestOnDev(dev_set) if dev_set is not None else None
+        with closing(run):
+            train(run, batches, _observers(best, on_epoch))
         if best and stage.carry == "best_on_dev":
-            best.restore(student)
-        reports.append(finish(run, _as_fixed(test) if test is not None else None)[1])
+            best.restore(run)
+        reports.append(finish(run, test_set, previous)[1])
         first_epoch += stage.epochs
     return reports
+
+
+def _check_stages(
+    student: Network,
+    teachers: Sequence[Network],
+    stages: Sequence[Stage],
+    image: Tensor,
+    dev: FixedSet | None,
+    num_train: int,
+) -> None:
+    """Refuse now what a later stage would otherwise refuse after hours of training."""
+    if not stages:
+        raise ConfigError("there are no stages", "give at least one Stage")
+    for number, stage in enumerate(stages, start=1):
+        if stage.epochs < 1:
+            raise ConfigError(f"stage {number} has {stage.epochs} epochs", "give at least 1")
+        if stage.carry == "best_on_dev" and dev is None:
+            raise ConfigError("carry='best_on_dev' needs a development set", "pass dev=...")
+        reference = _active_reference(stage, number > 1)
+        build_objective(student, teachers, stage, reference, image, number, num_train=num_train)
+
+
+def _active_reference(stage: Stage, has_previous: bool) -> Reference | None:
+    reference = stage.reference
+    return reference if has_previous and reference and reference.weight > 0.0 else None
+
+
+def _probe(who: str, network: Network, roles: frozenset[str], image: Tensor) -> Shapes:
+    try:
+        return probe(network.model, network.taps, roles, image)
+    except ConfigError as error:
+        raise ConfigError(f"{who}: {error.message}", error.hint) from error
 
 
 def _training(
@@ -277,15 +357,15 @@ def _make_optimizer(
 ) -> torch.optim.Optimizer:
     parameters = [*student.parameters(), *objective.parameters()]
     trained = [p for p in parameters if p.requires_grad]
-    groups: list[dict[str, object]] = [{"params": trained}]
-    return objective.make_optimizer(groups) or torch.optim.SGD(
-        trained,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-        fused=True,
-    )
+    # A method's own optimiser reads the recipe from the group, as it must not bring another one.
+    group: dict[str, object] = {
+        "params": trained,
+        "lr": settings.lr,
+        "momentum": settings.momentum,
+        "weight_decay": settings.weight_decay,
+        "nesterov": settings.nesterov,
+    }
+    return objective.make_optimizer([group]) or torch.optim.SGD([group], fused=True)
 
 
 def _frozen(network: Network, roles: frozenset[str]) -> TappedModel:
@@ -320,5 +400,26 @@ def _as_batches(
     return LoaderBatches(data, device)
 
 
-def _as_fixed(data: FixedSet | tuple[Tensor, Tensor]) -> FixedSet:
-    return data if isinstance(data, FixedSet) else FixedSet(*data)
+def _as_fixed(
+    data: FixedSet | tuple[Tensor, Tensor] | None, device: torch.device
+) -> FixedSet | None:
+    if data is None:
+        return None
+    return (data if isinstance(data, FixedSet) else FixedSet(*data)).to(device)
+
+
+def _as_teachers(
+    student: nn.Module, teacher: nn.Module | None, taps: Taps | None, device: torch.device
+) -> list[Network]:
+    if teacher is student:
+        raise ConfigError(
+            "student and teacher are the same object, which cannot be both trained and frozen",
+            "pass copy.deepcopy(student) as the teacher",
+        )
+    return [] if teacher is None else [Network(teacher.to(device), taps or Taps())]
+
+
+def _first_image(batches: Batches) -> Tensor:
+    for batch in batches.epoch(1):
+        return batch.images[:1]
+    raise DataError("the training data give no batches", "give at least one batch")

@@ -1,14 +1,15 @@
 """Read features from any ``nn.Module`` by module name, without editing the model.
 
 A *tap* is a module path as in ``named_modules()``: ``"layer2"`` reads that module's output,
-``"fc:input"`` its first input. :class:`Taps` says which taps of a model play which role.
+``"fc:input"`` its first input; of a module that runs several times, the last time counts.
+:class:`Taps` says which taps of a model play which role.
 
 Shapes: B batch, K classes, C channels, H and W height and width, D width of the pooled feature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from smskd.errors import ConfigError, did_you_mean
+from smskd.modes import eval_mode
 
 MAPS, PREACT, POOLED = "maps", "preact", "pooled"
 
@@ -97,44 +99,71 @@ class TappedModel:
     Calling it runs the model and returns :class:`Outputs`. Losses want float32, so features that
     autocast made narrower are widened here, once, for every method. Use ``close()`` (or a ``with``
     block) to take the hooks off again.
+
+    Raises:
+        ConfigError: a tap names no module, or the model does not give logits ``(B, K)`` and
+            tensors at its taps.
     """
 
     model: nn.Module
     taps: Taps
     roles: frozenset[str] = frozenset()
-    _seen: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _seen: dict[str, tuple[object, int]] = field(default_factory=dict, init=False, repr=False)
     _handles: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         modules = dict(self.model.named_modules())
-        for taps in self.taps.wanted(sorted(self.roles)).values():
-            for tap in taps:
-                self._handles.append(self._hook(modules, tap))
+        taps = [tap for role in self.taps.wanted(sorted(self.roles)).values() for tap in role]
+        for tap in taps:
+            _check_tap(tap, modules)
+        self._handles.extend(self._hook(modules, tap) for tap in dict.fromkeys(taps))
 
     def _hook(self, modules: dict[str, nn.Module], tap: str) -> Any:
         path, _, side = tap.partition(":")
-        if path not in modules or side not in ("", "input", "output"):
-            raise ConfigError(
-                f"no module for tap {tap!r}", did_you_mean(path, filter(None, modules))
-            )
-        return modules[path].register_forward_hook(self._keeper(tap, side == "input"))
+        module = modules[path]
 
-    def _keeper(self, tap: str, of_input: bool) -> Callable[..., None]:
-        def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            self._seen[tap] = inputs[0] if of_input else output
+        def keep_input(_module: nn.Module, inputs: tuple[object, ...]) -> None:
+            self._keep(tap, inputs[0] if inputs else None)
 
-        return keep
+        def keep_output(_module: nn.Module, _inputs: tuple[object, ...], output: object) -> None:
+            self._keep(tap, output)
+
+        if side == "input":
+            return module.register_forward_pre_hook(keep_input)
+        return module.register_forward_hook(keep_output)
+
+    def _keep(self, tap: str, value: object) -> None:
+        self._seen[tap] = (value, _version(value))
 
     def __call__(self, images: Tensor) -> Outputs:
-        """Run the model on ``(B, C, H, W)`` and return what the taps read."""
+        """Run the model on ``images`` ``(B, C, H, W)``."""
+        self._seen.clear()
         logits = self.model(images)
-        seen, self._seen = self._seen, {}
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise ConfigError(
+                f"{type(self.model).__name__} returns {_describe(logits)}, not logits (B, K)",
+                "wrap it in a module whose forward returns only the logits",
+            )
         read = {
-            role: tuple(_widen(seen[tap]) for tap in taps)
+            role: tuple(self._read(tap) for tap in taps)
             for role, taps in self.taps.wanted(sorted(self.roles)).items()
         }
+        self._seen.clear()
         pooled = read[POOLED][0].flatten(1) if POOLED in read else None
         return Outputs(_widen(logits), read.get(MAPS, ()), read.get(PREACT, ()), pooled)
+
+    def _read(self, tap: str) -> Tensor:
+        if tap not in self._seen:
+            raise ConfigError(f"the module of tap {tap!r} did not run", "tap one that does")
+        value, version = self._seen[tap]
+        if not isinstance(value, Tensor):
+            raise ConfigError(f"tap {tap!r} gives {_describe(value)}", "tap one tensor")
+        if _version(value) != version:
+            raise ConfigError(
+                f"what tap {tap!r} read was changed in place by a later module",
+                "make that one not in-place, e.g. ReLU(inplace=False), or tap its output",
+            )
+        return _widen(value)
 
     def close(self) -> None:
         """Remove the hooks; the model is as it was before."""
@@ -154,19 +183,33 @@ def probe(model: nn.Module, taps: Taps, roles: Iterable[str], image: Tensor) -> 
 
     The model's mode, statistics and gradients are left as they were.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with TappedModel(model, taps, frozenset(roles)) as tapped, torch.no_grad():
-            out = tapped(image)
-    finally:
-        model.train(was_training)
+    with eval_mode(model), torch.no_grad(), TappedModel(model, taps, frozenset(roles)) as tapped:
+        out = tapped(image)
     return Shapes(
         num_classes=out.logits.shape[1],
         maps=tuple(tuple(m.shape[1:]) for m in out.maps),
         preact=tuple(tuple(m.shape[1:]) for m in out.preact),
         pooled=0 if out.pooled is None else out.pooled.shape[1],
     )
+
+
+def _check_tap(tap: str, modules: dict[str, nn.Module]) -> None:
+    path, _, side = tap.partition(":")
+    if path not in modules:
+        raise ConfigError(f"no module for tap {tap!r}", did_you_mean(path, filter(None, modules)))
+    if side not in ("", "input", "output"):
+        raise ConfigError(f"tap {tap!r} ends in {side!r}", "end it in 'input', 'output' or nothing")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _version(value: object) -> int:
+    """How often a tensor was written to; inference tensors do not count."""
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smskd.data import Batch, Batches
-from smskd.errors import DivergedError
+from smskd.errors import DataError, DivergedError
 from smskd.methods.base import Signals, Terms
 from smskd.methods.objective import Objective
 from smskd.reference import Anchor, true_class_probability
@@ -54,13 +54,23 @@ class StageRun:
     epoch: int = 0
     history: list[Row] = field(default_factory=list)
 
+    def deployed(self) -> nn.Module:
+        """What is evaluated: the student, in its method's wrapper if it has one."""
+        return self.objective.inference_model(self.student.model)
+
+    def close(self) -> None:
+        """Take the hooks off the student and the teachers."""
+        for network in (self.student, *self.teachers):
+            network.close()
+
 
 def train(run: StageRun, batches: Batches, on_epoch: Callable[[StageRun], None]) -> None:
     """Train the stage to its end, calling ``on_epoch`` after each epoch.
 
     Raises:
-        DivergedError: a loss term is no longer finite; ``run.history`` ends with the last good
-            epoch, and nothing was handed to ``on_epoch`` since.
+        DivergedError: a loss term or a weight is no longer finite; ``run.history`` ends with the
+            last good epoch, and nothing was handed to ``on_epoch`` since.
+        DataError: an epoch has no batches.
     """
     while run.epoch < run.training.epochs:
         epoch = run.epoch + 1
@@ -72,7 +82,9 @@ def train(run: StageRun, batches: Batches, on_epoch: Callable[[StageRun], None])
         for batch in batches.epoch(run.first_epoch + epoch):
             task, distill = step_terms(run, batch, epoch, meter)
             run.objective.descend(task, distill, run.optimizer)
-        run.history.append({"epoch": epoch, "lr": rate, **meter.row()})
+        row = meter.row()
+        _check_weights(run.student.model, epoch)
+        run.history.append({"epoch": epoch, "lr": rate, **row})
         run.epoch = epoch
         on_epoch(run)
 
@@ -112,7 +124,8 @@ class Meter:
             self._sum(f"loss/{name}", value.detach() * size)
         hits = signals.student.logits.detach().argmax(dim=1) == signals.labels
         self._sum("train_top1", hits.sum() * 100.0)
-        if signals.teachers:
+        # A teacher of other classes (features only) has no probability for these labels.
+        if signals.teachers and signals.teacher.logits.shape == signals.student.logits.shape:
             self.tcp.append(true_class_probability(signals.teacher.logits, signals.labels))
 
     def add_weights(self, weights: Tensor) -> None:
@@ -124,7 +137,13 @@ class Meter:
 
         Raises:
             DivergedError: a loss term's mean is not finite.
+            DataError: there was nothing to count.
         """
+        if not self.samples:
+            raise DataError(
+                f"the training data gave no batches in epoch {self.epoch}",
+                "pass data that give at least one batch each time",
+            )
         means = {name: value.item() / self.samples for name, value in self.sums.items()}
         losses = {name: mean for name, mean in means.items() if name.startswith("loss/")}
         broken = [name.removeprefix("loss/") for name, x in losses.items() if not math.isfinite(x)]
@@ -154,17 +173,16 @@ def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def _check_weights(model: nn.Module, epoch: int) -> None:
+    """The last step of an epoch can break the weights without any loss showing it."""
+    finite = [p.detach().isfinite().all() for p in model.parameters()]
+    if not torch.stack(finite).all():
+        raise DivergedError(
+            f"the student's weights are no longer finite after epoch {epoch}",
+            "lower the learning rate or the weights of the loss terms",
+        )
+
+
 def _precision(training: Training, device: torch.device) -> torch.autocast:
     enabled = training.precision == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def steps_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Optimiser steps in one epoch, the last partial batch included."""
-    return math.ceil(num_samples / batch_size)
-
-
-def iterate_parameters(run: StageRun) -> Iterator[torch.nn.Parameter]:
-    """Everything the optimiser moves: the student, then the method's own modules."""
-    yield from run.student.model.parameters()
-    yield from run.objective.parameters()

@@ -5,10 +5,14 @@ Checking gathers every problem before it speaks, each with file, line, path and 
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from smskd.datasets import DATASETS
 from smskd.errors import ConfigError, did_you_mean
@@ -57,13 +61,64 @@ def check_matrix(document: YamlDocument) -> LoadedMatrix:
         raise problems.error()
     raw = normalise(document.content)
     matrix = problems.validate(Matrix, raw, ())
+    misformed = [path for path, _ in problems.found]
     methods, modifiers = _read_methods(raw, problems)
     _check_names(raw, methods, problems)
-    if matrix is not None:
-        check_values(matrix, problems)
+    # What is misformed is replaced for the moment, so that the values of the rest are checked too.
+    whole = matrix or _repaired(raw, misformed)
+    if whole is not None:
+        check_values(whole, problems)
     if problems.found or matrix is None:
         raise problems.error()
     return LoadedMatrix(matrix, document.file, methods, modifiers, raw)
+
+
+def _repaired(raw: Document, broken: Iterable[DocPath]) -> Matrix | None:
+    """The matrix with harmless entries where the form is wrong."""
+    harmless: Document = {"name": "?", "dataset": {"name": "?"}, "seeds": [0]}
+    harmless |= {"pairs": [_harmless("pairs", 0, None)], "rows": [_harmless("rows", 0, None)]}
+    fixed: Document = copy.deepcopy(raw)
+    for path in broken:
+        key = str(path[0]) if path else ""
+        index = path[1] if len(path) > 1 else None
+        if len(path) > 1 and _dropped(fixed, path):
+            continue  # an optional entry: its default takes its place
+        if key in ("pairs", "rows") and isinstance(index, int):
+            fixed[key][index] = _harmless(key, index, fixed[key][index])
+        elif key in harmless:
+            fixed[key] = harmless[key]
+        else:
+            fixed.pop(key, None)
+    try:
+        return TypeAdapter(Matrix).validate_json(json.dumps(fixed, default=str), strict=True)
+    except ValueError:
+        return None
+
+
+def _dropped(document: Document, path: DocPath) -> bool:
+    """Drop one entry of a mapping inside ``document``, unless its section cannot do without it."""
+    section: Any = document
+    for part in path[:-1]:
+        section = section[part] if isinstance(part, int) or part in section else None
+        if not isinstance(section, dict | list):
+            return False
+    if not isinstance(section, dict) or path[-1] in (
+        "name",
+        "teacher",
+        "student",
+        "stages",
+        "method",
+    ):
+        return False
+    return section.pop(path[-1], section) is not section
+
+
+def _harmless(key: str, index: int, entry: object) -> Document:
+    if key == "pairs":
+        return {"teacher": f"?{index}", "student": "?"}
+    name = entry.get("name") if isinstance(entry, dict) else None
+    stages = [{"method": ["scratch"]}]
+    return {"name": name if isinstance(name, str) else f"?{index}", "stages": stages}
 
 
 def normalise(content: Document) -> Document:
@@ -79,12 +134,18 @@ def normalise(content: Document) -> Document:
 
 
 def _normal_row(row: Any) -> Any:
+    if isinstance(row, str):
+        row = [row]
     if not isinstance(row, dict):
         return {"stages": _normal_stages(row)} if isinstance(row, list) else row
-    row = _with_epochs(row)
-    if "reference" in row and row["reference"] is None:
-        row["reference"] = {"weight": 0.0}
+    row = _with_reference(_with_epochs(row))
     return {**row, "stages": _normal_stages(row["stages"])} if "stages" in row else row
+
+
+def _with_reference(section: Document) -> Document:
+    """``reference: null`` switches the reference off."""
+    off = "reference" in section and section["reference"] is None
+    return {**section, "reference": {"weight": 0.0}} if off else section
 
 
 def _normal_stages(stages: Any) -> Any:
@@ -96,7 +157,7 @@ def _normal_stage(stage: Any) -> Any:
         stage = {"method": stage}
     if "method" in stage and not isinstance(stage["method"], list):
         stage = {**stage, "method": [stage["method"]]}
-    return stage
+    return _with_reference(stage)
 
 
 def _with_epochs(section: Document) -> Document:
@@ -172,9 +233,16 @@ def _check_names(raw: Document, methods: Iterable[str], problems: Problems) -> N
     for i, pair in enumerate(_dicts(raw.get("pairs"))):
         for role in ("teacher", "student"):
             _known(pair, ("pairs", i), role, "model", MODELS, problems)
+    teacher = raw.get("teacher")
+    weights = teacher.get("weights") if isinstance(teacher, dict) else None
+    for model in weights if isinstance(weights, dict) else ():
+        if model not in MODELS:
+            hint = did_you_mean(str(model), MODELS)
+            problems.add(("teacher", "weights", model), f"unknown model {model!r}; {hint}")
     for i, row in enumerate(_dicts(raw.get("rows"))):
         for j, stage in enumerate(_dicts(row.get("stages"))):
-            for name in stage.get("method", []):
+            names = stage.get("method")
+            for name in names if isinstance(names, list) else ():
                 if isinstance(name, str) and name not in methods:
                     hint = did_you_mean(name, methods)
                     problems.add(("rows", i, "stages", j), f"unknown method {name!r}; {hint}")

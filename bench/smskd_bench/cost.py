@@ -12,6 +12,7 @@ from functools import cache
 from smskd.cost import ModelCost, model_cost
 from smskd.datasets import dataset_info
 from smskd.models import build_model
+from smskd.seeding import seeded
 from smskd_bench.plan import Plan
 from smskd_bench.spec import StageSpec
 
@@ -48,10 +49,8 @@ class PlanCost:
 @cache
 def network_cost(model: str, dataset: str) -> ModelCost:
     """Parameters and MACs of one image of a network for a data set's image shape."""
-    import torch
-
     info = dataset_info(dataset)
-    with torch.device("meta"):
+    with seeded(0):  # drawing its weights must not move the stream that training draws from
         network = build_model(model, info.num_classes, info.channels)
     return model_cost(network, (info.channels, info.size, info.size))
 

@@ -1,4 +1,4 @@
-"""``smskd-bench export``: students of a matrix to bundles in the store, measured if possible here."""
+"""``smskd-bench export``: students of a matrix to bundles in the store, timed if possible here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from smskd_export import ExportReport, export_student, load_target, read_report
+from smskd_export.targets import Target
 
 from smskd.datasets import dataset_info
 from smskd.errors import ConfigError, RefusedError, did_you_mean
@@ -16,8 +18,6 @@ from smskd_bench.report.rows import LeaderboardRow, best_cell, exported_numbers,
 from smskd_bench.running import RunRequest, run_options
 from smskd_bench.store import Store
 from smskd_bench.worker import Worker
-from smskd_export import ExportReport, export_student, load_target, read_report
-from smskd_export.targets import Target
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _export_cell(
     spec = plan.nodes[key]
     info, data = dataset_info(spec.dataset.name), worker.data(spec.dataset)
     made = export_student(
-        worker.student(spec),
+        worker.deployed(spec),
         name=cell.name,
         image_shape=(info.channels, info.size, info.size),
         num_classes=info.num_classes,

@@ -70,6 +70,10 @@ def _check_stage(matrix: Matrix, stage: StageSection, path: DocPath, problems: P
         _positive(stage.epochs, (*path, "epochs"), problems)
     if stage.schedule:
         _check_schedule(stage.schedule, (*path, "schedule"), problems)
+    for key in ("method_weight", "ce_weight"):
+        weight = getattr(stage, key)
+        if weight is not None and weight < 0.0:
+            problems.add((*path, key), f"must be 0 or more, but it is {weight}")
     if stage.reference is not None:
         partial = problems.validate(Reference, stage.reference, (*path, "reference"))
         if partial is not None:

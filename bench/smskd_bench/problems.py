@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from smskd.errors import ConfigError, did_you_mean
+from smskd.errors import ConfigError, SmskdError, did_you_mean
 from smskd_bench.yaml_reader import DocPath, YamlDocument
 
 Form = TypeVar("Form")
@@ -35,8 +35,8 @@ class Problems:
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 self.add((*path, *item["loc"]), _message(item, form))
-        except ValueError as error:
-            self.add(path, str(error))
+        except (ValueError, SmskdError) as error:
+            self.add(path, str(error).replace("\n", " "))
         return None
 
     def error(self) -> ConfigError:

@@ -54,10 +54,11 @@ def dry_run(request: RunRequest, console: Console) -> None:
         f"cells       {cost.cells:,}",
         f"stage runs  {cost.stages:,} (of {cost.stages_before:,} if every cell ran alone)",
         f"epochs      {cost.epochs:,} (of {cost.epochs_before:,})",
-        f"MACs        {human(cost.macs)} (of {human(cost.macs_before)}; sharing saves {saved:.0f} %)",
+        f"MACs        {human(cost.macs)} (of {human(cost.macs_before)}; "
+        f"sharing saves {saved:.0f} %)",
         f"done        {cost.done:,} stage runs in {request.store}",
         f"left        {cost.stages - cost.done:,} stage runs, {cost.epochs_left:,} epochs, "
-        f"{human(cost.macs_left)}MACs",
+        f"{human(cost.macs_left)} MACs",
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -133,6 +133,8 @@ def canonical_reference(reference: Reference | None, number: int) -> Reference |
     if weighting.map == "constant":
         normalise = "none" if weighting.normalise == "batch_mean" else weighting.normalise
         weighting = replace(weighting, temperature=Weighting().temperature, normalise=normalise)
+        if normalise == "none":  # all weights are 1, so their sum is the batch size
+            weighting = replace(weighting, denominator="batch")
     return replace(reference, weighting=weighting)
 
 

@@ -28,7 +28,9 @@ def _lines(store: Store, matrix: Path | None, only: str | None) -> Iterator[str]
         done = sum(store.is_done(cell.stages[-1]) for cell in plan.cells)
         yield f"{plan.matrix.name}: {done} of {len(plan.cells)} cells done"
     else:
-        specs = {key: StageSpec.from_document(store.spec_document(key)) for key in store.stage_keys()}
+        specs = {
+            key: StageSpec.from_document(store.spec_document(key)) for key in store.stage_keys()
+        }
     states = {key: state_of(store, key) for key in specs}
     counts = Counter(state for state, _ in states.values())
     shown = ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "nothing yet"

@@ -6,6 +6,7 @@
         checkpoint.pt                    resume state, replaced each epoch, gone when done
         student.safetensors              final weights
         predictions.safetensors          predicted class of every test image
+        inference.safetensors            a method's modules, only if it keeps them for inference
         result.json                      written last: its presence means done
         failed.json                      instead of a result: status and reason
         lock                             held while somebody trains
@@ -38,6 +39,7 @@ from smskd_bench.spec import StageSpec
 STORE_FORMAT = 1
 RESULT, FAILED, CHECKPOINT = "result.json", "failed.json", "checkpoint.pt"
 WEIGHTS, PREDICTIONS, SPEC = "student.safetensors", "predictions.safetensors", "spec.json"
+INFERENCE = "inference.safetensors"
 
 Record = dict[str, Any]
 
@@ -122,13 +124,28 @@ class Store:
         return folder
 
     def complete(
-        self, key: str, result: Record, weights: dict[str, Tensor], predictions: Tensor
+        self,
+        key: str,
+        result: Record,
+        weights: dict[str, Tensor],
+        predictions: Tensor,
+        inference: dict[str, Tensor] | None = None,
     ) -> None:
-        """Write weights, predictions and, last of all, the result."""
+        """Write weights, predictions and, last of all, the result.
+
+        Args:
+            key: The stage run.
+            result: Its record.
+            weights: State of the student.
+            predictions: Predicted classes on the test set ``(N,)``.
+            inference: State of the method's modules, if the method keeps them for inference.
+        """
         folder = self.folder(key)
         with _writing(self.root):
             save_weights(folder / WEIGHTS, weights, {"key": key})
             save_weights(folder / PREDICTIONS, {"predictions": predictions.to(torch.int32)}, {})
+            if inference is not None:
+                save_weights(folder / INFERENCE, inference, {"key": key})
             write_json(folder / RESULT, result)
             (folder / FAILED).unlink(missing_ok=True)
             (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -146,6 +163,11 @@ class Store:
     def weights(self, key: str) -> dict[str, Tensor]:
         """Final weights of a finished stage run."""
         return load_weights(self.folder(key) / WEIGHTS)
+
+    def inference_weights(self, key: str) -> dict[str, Tensor] | None:
+        """State of the modules that the method keeps for inference, or None if it keeps none."""
+        path = self.folder(key) / INFERENCE
+        return load_weights(path) if path.exists() else None
 
     def predictions(self, key: str) -> Tensor:
         """Predicted classes on the test set ``(N,)``."""

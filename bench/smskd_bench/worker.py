@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,19 @@ class Worker:
         """
         started = time.time()
         data = self.data(spec.dataset)
-        folder = self.store.begin(spec)
-        report: StageReport | None = None
-        sessions: list[Record] = []
+        self.store.begin(spec)
         if spec.imported:
             model = self._import(spec, data, weights)
-        else:
-            model, report, sessions = self._train(spec, data, progress)
-        test = report.test if report and report.test else evaluate(model, data.test)
+            test = evaluate(model, data.test)
+            result = self._record(spec, StageReport([], test), test, [], started)
+            self.store.complete(spec.key, result, model.state_dict(), test.predictions)
+            return result
+        run, report, sessions = self._train(spec, data, progress)
+        test = report.test or evaluate(run.deployed(), data.test)
         result = self._record(spec, report, test, sessions, started)
-        self.store.complete(folder.name, result, dict(model.state_dict()), test.predictions)
+        student = run.student.model
+        extra = None if run.deployed() is student else run.objective.state_dict()
+        self.store.complete(spec.key, result, student.state_dict(), test.predictions, extra)
         return result
 
     def data(self, spec: DataSpec) -> LoadedData:
@@ -115,6 +119,19 @@ class Worker:
         model = self._build(spec)
         model.load_state_dict(self.store.weights(spec.key))
         return model
+
+    def deployed(self, spec: StageSpec) -> nn.Module:
+        """What was evaluated and is exported: the student, in its method's wrapper if any."""
+        student, extra = self.student(spec), self.store.inference_weights(spec.key)
+        if extra is None:
+            return student
+        run = self._prepare(spec, self.data(spec.dataset))
+        run.close()
+        run.objective.load_state_dict(extra)
+        return run.objective.inference_model(student).eval()
+
+    def _previous(self, spec: StageSpec) -> nn.Module | None:
+        return self.student(self.spec(spec.parent)) if spec.parent else None
 
     def _build(self, spec: StageSpec) -> nn.Module:
         info = self.data(spec.dataset).dataset.info
@@ -135,7 +152,7 @@ class Worker:
 
     def _train(
         self, spec: StageSpec, data: LoadedData, progress: Progress
-    ) -> tuple[nn.Module, StageReport, list[Record]]:
+    ) -> tuple[StageRun, StageReport, list[Record]]:
         run = self._prepare(spec, data)
         best = BestOnDev(data.dev) if data.dev else None
         torch.manual_seed(derive(spec.seed, "train", spec.number))
@@ -150,22 +167,23 @@ class Worker:
             if best:
                 best.observe(run)
             if self._wants_test(run):
-                run.history[-1]["test_top1"] = evaluate(run.student.model, data.test).top1
+                run.history[-1]["test_top1"] = evaluate(run.deployed(), data.test).top1
             self.store.save_checkpoint(spec.key, _checkpoint(run, best, sessions))
             progress(spec, run.history[-1])
 
-        train(run, batches, after_epoch)
+        with closing(run):
+            train(run, batches, after_epoch)
         if best and spec.training.carry == "best_on_dev":
-            best.restore(run.student.model)
-        model, report = finish(run, data.test)
-        return model, report, sessions
+            best.restore(run)
+        _, report = finish(run, data.test, self._previous(spec))
+        return run, report, sessions
 
     def _wants_test(self, run: StageRun) -> bool:
         every = self.options.evaluate_every
         return every > 0 and run.epoch % every == 0 and run.epoch < run.training.epochs
 
     def _prepare(self, spec: StageSpec, data: LoadedData) -> StageRun:
-        previous = self.student(self.spec(spec.parent)) if spec.parent else None
+        previous = self._previous(spec)
         model = self._build(spec)
         if previous is not None and spec.training.init == "warm":
             model.load_state_dict(previous.state_dict())
@@ -218,17 +236,17 @@ class Worker:
     def _record(
         self,
         spec: StageSpec,
-        report: StageReport | None,
+        report: StageReport,
         test: Evaluation,
         sessions: list[Record],
         started: float,
     ) -> Record:
-        history = report.history if report else []
+        history = report.history
         return {
             "key": spec.key,
             "spec": spec.document(),
             "test": {"top1": test.top1, "top5": test.top5, "loss": test.loss},
-            "kept": asdict(report.kept) if report and report.kept else None,
+            "kept": asdict(report.kept) if report.kept else None,
             "history": history,
             "last": history[-1] if history else {},
             "train_seconds": sum(row["seconds"] for row in history),

@@ -59,7 +59,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _yaml_1_2_scalars() -> None:
-    replaced = {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"}
+    kinds = ("bool", "int", "float", "timestamp")
+    replaced = {f"tag:yaml.org,2002:{kind}" for kind in kinds}
     _Loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in replaced]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -69,7 +70,12 @@ def _yaml_1_2_scalars() -> None:
         re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"),
         list("tTfF"),
     )
-    number = r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"
+    # Octal (012) and base-60 (1:30) numbers of YAML 1.1 stay text, and so are refused as numbers.
+    _Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789")
+    )
+    point = r"(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?"
+    number = rf"^[-+]?(?:{point}|[0-9]+[eE][-+]?[0-9]+|\.inf)$|^\.nan$"
     _Loader.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(number), list("-+0123456789.")
     )

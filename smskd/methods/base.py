@@ -11,15 +11,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smskd.errors import ConfigError
 from smskd.settings import STRICT
-from smskd.taps import Outputs, Shapes
+from smskd.taps import Outputs, Shapes, Taps
 
 Terms = dict[str, Tensor]
 """Named loss terms, each a scalar that already carries its weight; their sum is the loss."""
@@ -60,11 +61,16 @@ class PairShapes:
         student: Tap shapes of the student.
         teachers: Tap shapes of each teacher.
         num_train: Number of training samples, for methods that keep one entry a sample.
+        student_taps: Where the student's features are, for methods that wrap it for inference.
+        teacher_models: The frozen teachers, for methods that reuse a part of one (its classifier,
+            its normalisation statistics); empty where only shapes are known.
     """
 
     student: Shapes
     teachers: tuple[Shapes, ...] = ()
     num_train: int = 0
+    student_taps: Taps = field(default_factory=Taps)
+    teacher_models: tuple[nn.Module, ...] = ()
 
     @property
     def teacher(self) -> Shapes:
@@ -126,6 +132,9 @@ class Method(ABC):
 
     ce_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+
     def check(self, shapes: PairShapes) -> str | None:
         """Why this method cannot work with this pair, or None."""
         return None
@@ -149,7 +158,11 @@ class Method(ABC):
         """The loss on the teachers' signals; ``modules`` is what :meth:`build` returned."""
 
     def make_optimizer(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer | None:
-        """An optimiser of the method's own (DOT), or None for the recipe's."""
+        """An optimiser of the method's own (DOT), or None for the recipe's.
+
+        Args:
+            groups: One group: "params", and the recipe's lr, momentum, weight_decay, nesterov.
+        """
         return None
 
     def descend(self, task: Terms, distill: Terms, optimizer: torch.optim.Optimizer) -> None:
@@ -178,6 +191,16 @@ class Modifier(ABC):
     @abstractmethod
     def modify(self, signals: Signals, modules: nn.Module) -> Signals:
         """Return the signals to distil from."""
+
+
+def _check_ranges(settings: Method) -> None:
+    """Refuse what no method can mean: negative weights, temperatures that are not above 0."""
+    for name in (field.name for field in fields(settings)):
+        value = getattr(settings, name)
+        if "temperature" in name and value <= 0:
+            raise ConfigError(f"{settings.name}: {name} must be above 0, but it is {value}")
+        if "weight" in name and value < 0:
+            raise ConfigError(f"{settings.name}: {name} must be 0 or more, but it is {value}")
 
 
 def total(*terms: Terms) -> Tensor:

@@ -79,7 +79,7 @@ COLUMNS: tuple[Column, ...] = (
 
 def human(number: float) -> str:
     """A count with a unit prefix: 83892 as 83.9k."""
-    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.3g}{unit}"
     return f"{number:.3g}"

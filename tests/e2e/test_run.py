@@ -1,0 +1,241 @@
+"""``run`` on real images: what is trained, what is shared, what is kept, and the same bits again."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from command import finish, folder_of, litter, outputs, predictions, results, tiny
+from safetensors.torch import load_file, save_file
+
+TEACHER, STUDENT = "resnet8_half/scratch/s0", "resnet8_quarter"
+NAMES = {
+    TEACHER, f"{STUDENT}/scratch/s0", f"{STUDENT}/kd/s0", f"{STUDENT}/fitnet/s0",
+    f"{STUDENT}/fitnet>kd/s0", f"{STUDENT}/fitnet+kd/s0", f"{STUDENT}/kd>fitnet/s0",
+    f"{STUDENT}/fitnet>kd>dkd/s0",
+}  # fmt: skip
+
+
+def counts(done):
+    """The closing line: trained, already there, failed."""
+    line = next(line for line in done.out.splitlines() if "stage runs trained" in line)
+    return tuple(int(part.split()[0]) for part in line.split(";")[0].split(","))
+
+
+def stamps(store):
+    files = [p for p in store.rglob("*") if p.is_file()]
+    return {p: (p.stat().st_mtime_ns, hashlib.sha256(p.read_bytes()).hexdigest()) for p in files}
+
+
+def same_outputs(one, other):
+    ours, theirs = outputs(one), outputs(other)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if ours[key] != theirs[key]] == []
+
+
+def rows_of(bench, matrix, store):
+    done = bench("leaderboard", "--matrix", matrix, "--store", store, "--format", "json")
+    return {row["row"]: row for row in json.loads(done.out)}
+
+
+def test_a_run_ends_in_a_table_of_every_row(finished):
+    assert counts(finished.done) == (len(NAMES), 0, 0)
+    assert set(results(finished.store)) == NAMES
+    for row in ("scratch", "kd", "fitnet>kd", "fitnet+kd", "swapped", "three"):
+        assert any(f"│ {row} " in line for line in finished.done.out.splitlines()), row
+    assert litter(finished.store) == []
+
+
+def test_the_table_says_what_the_results_say(bench, finished):
+    rows, stored = rows_of(bench, finished.matrix, finished.store), results(finished.store)
+    kinds = {name: row["kind"] for name, row in rows.items()}
+    assert kinds == {
+        "scratch": "student", "kd": "single", "fitnet+kd": "joint",
+        "fitnet>kd": "smskd", "swapped": "smskd", "three": "smskd",
+    }  # fmt: skip
+    three = stored[f"{STUDENT}/fitnet>kd>dkd/s0"]
+    assert rows["three"]["top1"] == {"0": three["test"]["top1"]}
+    assert rows["three"]["kept"] == three["kept"]["kept"]
+    assert rows["three"]["epochs"] == 3 + 2 + 2
+    assert {row["teacher_top1"] for row in rows.values()} == {stored[TEACHER]["test"]["top1"]}
+    best = max("kd", "fitnet+kd", key=lambda name: rows[name]["mean"])
+    versus = rows["fitnet>kd"]["versus"]
+    assert rows[versus["control"]]["mean"] == rows[best]["mean"]
+    assert versus["difference"] == rows["fitnet>kd"]["mean"] - rows[best]["mean"]
+    assert list(rows) == sorted(rows, key=lambda name: -rows[name]["mean"])
+
+
+def test_every_result_says_where_it_comes_from(finished):
+    for name, result in results(finished.store).items():
+        folder = folder_of(finished.store, name)
+        assert folder.name == result["key"]
+        spec = json.loads((folder / "spec.json").read_text())
+        assert spec == {"key": result["key"], **result["spec"]}
+        environment = result["environment"]
+        assert len(environment["code"]["revision"]) == 40
+        assert isinstance(environment["code"]["dirty"], bool)
+        assert environment["packages"]["torch"] == torch.__version__
+        assert environment["machine"]["cores"] >= 1
+        assert environment["device"]
+        assert environment["threads"] == 1
+        assert result["data"] == {"name": "digits", "fingerprint": spec["dataset"]["fingerprint"]}
+        assert len(result["history"]) == spec["training"]["epochs"]
+        assert result["images_per_s"] > 0
+        assert 0 < result["train_seconds"] <= result["wall_seconds_last_session"]
+        assert [s["from_epoch"] for s in result["sessions"]] == [0]
+        assert (result["kept"] is None) == (spec["number"] == 1)
+        guessed = predictions(finished.store, result["key"])
+        assert guessed.shape == (result["test"]["n"] if "n" in result["test"] else len(guessed),)
+
+
+def test_top1_is_that_of_the_stored_predictions(finished):
+    from smskd.datasets import load_dataset
+
+    labels = load_dataset("digits", None, False).test.labels
+    for result in results(finished.store).values():
+        right = (predictions(finished.store, result["key"]) == labels).mean()
+        assert result["test"]["top1"] == pytest.approx(100 * right, abs=1e-4)
+
+
+def test_the_same_command_again_trains_nothing(bench, finished):
+    before = stamps(finished.store)
+    done = bench.run(finished.matrix, finished.store)
+    print(f"\nrerun of a finished matrix: {done.seconds:.2f} s")
+    assert counts(done) == (0, len(NAMES), 0)
+    assert done.out.splitlines()[:8] == finished.done.out.splitlines()[len(NAMES) :][:8]
+    assert stamps(finished.store) == before
+    assert done.seconds < 15.0  # the promise is 3 s; this machine may be busy
+
+
+@pytest.fixture(scope="module")
+def parts(finished, tmp_path_factory):
+    """The same matrix in two goes, with accuracy curves: a store and the two outputs."""
+    from command import Bench
+
+    bench = Bench(tmp_path_factory.mktemp("parts"))
+    store = bench.folder / "store"
+    text = finished.matrix.read_text().replace("seeds:", "evaluate_every: 1\nseeds:")
+    matrix = bench.folder / "matrix.yaml"
+    matrix.write_text(text)
+    first = bench.run(matrix, store, "--only", "/fitnet>kd/")
+    return store, first, bench.run(matrix, store)
+
+
+def test_a_part_of_the_matrix_first_shares_its_stage_runs(parts):
+    _, first, second = parts
+    assert counts(first) == (3, 0, 0)  # the teacher, fitnet, fitnet>kd
+    assert counts(second) == (len(NAMES) - 3, 3, 0)
+
+
+def test_another_store_gets_the_same_bits(finished, parts):
+    same_outputs(finished.store, parts[0])
+    ours, theirs = results(finished.store), results(parts[0])
+    for name, result in ours.items():
+        assert result["test"] == theirs[name]["test"]
+        assert result["kept"] == theirs[name]["kept"]
+
+
+def test_evaluate_every_adds_a_curve_and_changes_nothing_else(finished, parts):
+    ours, theirs = results(finished.store), results(parts[0])
+    timed = ("seconds", "images_per_s", "test_top1")
+    for name, result in theirs.items():
+        curve = [row.get("test_top1") for row in result["history"]]
+        assert None not in curve[:-1]
+        plain = [{k: v for k, v in row.items() if k not in timed} for row in result["history"]]
+        others = [{k: v for k, v in row.items() if k not in timed} for row in ours[name]["history"]]
+        assert plain == others
+
+
+def test_changes_train_what_they_must_and_no_more(bench, finished, copied):
+    text = finished.matrix.read_text()
+    later = bench.folder / "later.yaml"
+    later.write_text(text.replace("- 3\n  - 2\n", "- 3\n  - 1\n"))
+    done = bench.run(later, copied)
+    # Second stages of fitnet>kd and kd>fitnet, second and third of the row of three: the first is shared.
+    assert counts(done) == (3, len(NAMES) - 3, 0)
+    seeds = bench.folder / "seeds.yaml"
+    seeds.write_text(text.replace("seeds:\n- 0\n", "seeds:\n- 0\n- 1\n"))
+    done = bench.run(seeds, copied)
+    assert counts(done) == (len(NAMES) - 1, len(NAMES), 0)  # the teacher has its own seed
+    for key, made in outputs(finished.store).items():
+        assert outputs(copied)[key] == made
+
+
+def test_imported_teachers_work_as_trained_ones_do(bench, finished):
+    trained = folder_of(finished.store, TEACHER) / "student.safetensors"
+    tensors = load_file(trained)
+    half = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
+    save_file(half, bench.folder / "half.safetensors")
+    (bench.folder / "full.safetensors").write_bytes(trained.read_bytes())
+    rows = (["kd"], ["fitnet", "kd"])
+    store, found = bench.folder / "store", {}
+    for name in ("full", "half"):
+        weights = {"weights": {"resnet8_half": f"{name}.safetensors"}}
+        matrix = bench.matrix(tiny(*rows, teacher=weights), name)
+        done = bench.run(matrix, store)
+        assert counts(done) == (4, 0, 0)  # another file is another teacher
+        found[name] = rows_of(bench, matrix, store)
+    ours = results(finished.store)
+    for row in ("kd", "fitnet>kd"):
+        top1 = ours[f"{STUDENT}/{row}/s0"]["test"]["top1"]
+        assert found["full"][row]["top1"] == {"0": top1}
+        assert found["half"][row]["top1"]["0"] == pytest.approx(top1, abs=10.0)
+    assert found["full"]["kd"]["teacher_top1"] == ours[TEACHER]["test"]["top1"]
+    imported = [r for r in results(store).values() if r["spec"]["imported"]]
+    hashes = {
+        hashlib.sha256(p.read_bytes()).hexdigest() for p in bench.folder.glob("*.safetensors")
+    }
+    assert {r["spec"]["imported"] for r in imported} == hashes
+    assert all(r["history"] == [] for r in imported)
+    assert litter(store) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("another model", ["weights.safetensors", "resnet8_half", "10 classes"]),
+        ("no weights", ["weights.safetensors", "cannot be read"]),
+    ],
+)
+def test_wrong_teacher_weights_are_refused(bench, finished, kind, words):
+    file = bench.folder / "weights.safetensors"
+    student = folder_of(finished.store, f"{STUDENT}/kd/s0") / "student.safetensors"
+    file.write_bytes(student.read_bytes() if kind == "another model" else b"PK" * 500)
+    weights = {"weights": {"resnet8_half": "weights.safetensors"}}
+    matrix = bench.matrix(tiny(["kd"], teacher=weights))
+    done = bench.run(matrix, bench.folder / "store", expect=3)
+    assert done.err.startswith("error: ")
+    for word in words:
+        assert word in done.err
+    assert "delete its folder" not in done.err  # the file is the user's, not the store's
+    assert outputs(bench.folder / "store") == {}
+
+
+def test_best_on_dev_hands_on_the_best_epoch(bench):
+    document = tiny(["fitnet", "kd"], dataset={"name": "digits", "train_size": 100, "dev_size": 50})
+    document["recipe"] |= {"carry": "best_on_dev", "epochs": [4, 3]}
+    document["evaluate_every"] = 1
+    matrix, store = bench.matrix(document), bench.folder / "store"
+    bench.run(matrix, store)
+    stages = [results(store)[f"{STUDENT}/{row}/s0"] for row in ("fitnet", "fitnet>kd")]
+    for result in stages:
+        dev = [row["dev_top1"] for row in result["history"]]
+        best = dev.index(max(dev))  # ties keep the earlier
+        curve = [row.get("test_top1") for row in result["history"]]
+        if best < len(dev) - 1:
+            assert result["test"]["top1"] == curve[best]
+    assert [len(r["history"]) for r in stages] == [4, 3]
+
+
+def test_bf16_trains_other_weights_that_come_again(bench, finished):
+    document = tiny(["fitnet", "kd"])
+    document["recipe"]["precision"] = "bf16"
+    matrix = bench.matrix(document)
+    stores = [bench.folder / name for name in ("one", "two")]
+    started = [bench.start_run(matrix, store) for store in stores]
+    for process in started:
+        finish(process)
+    same_outputs(*stores)
+    assert outputs(stores[0]).keys().isdisjoint(outputs(finished.store))
+    weights = folder_of(stores[0], f"{STUDENT}/fitnet>kd/s0") / "student.safetensors"
+    assert {t.dtype for t in load_file(weights).values()} == {torch.float32, torch.int64}
