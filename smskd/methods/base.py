@@ -195,7 +195,7 @@ class Modifier(ABC):
 
 def _check_ranges(settings: Method) -> None:
     """Refuse what no method can mean: negative weights, temperatures that are not above 0."""
-    for name in (field.name for field in fields(settings)):
+    for name in (entry.name for entry in fields(settings)):
         value = getattr(settings, name)
         if "temperature" in name and value <= 0:
             raise ConfigError(f"{settings.name}: {name} must be above 0, but it is {value}")

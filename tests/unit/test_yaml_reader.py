@@ -57,11 +57,10 @@ def test_integers(text, meant):
 
 @pytest.mark.parametrize(
     "text",
-    ["012", "1:30", "0x1F", "0o17", "0b11", "1_000", "2024-01-31", "2024-01-31 10:00:00", "1e", "e3", ".", "-", "1.2.3"],
+    ["012", "1:30", "0x1F", "0o17", "0b11", "1_000", "2024-01-31", "2024-01-31 10:00:00", "1e", "e3", ".", "1.2.3"],
 )
 def test_other_numbers_and_dates_stay_text(text):
-    assert value(f"{text} ") == text or value(f'"{text}"') == text
-    assert isinstance(value(f"{text} x"[: len(text)]) if text != "-" else "-", str)
+    assert value(text) == text
 
 
 @pytest.mark.parametrize("text", ["", "~", "null", "Null", "NULL"])
@@ -104,11 +103,11 @@ def test_show_path():
     assert show_path((0, "a")) == "[0].a"
 
 
-def test_aliases_are_followed_once():
+def test_aliases():
     document = parse_yaml("a: &x {b: 1}\nc: *x\nd: [*x, *x]\n", FILE)
     assert document.content == {"a": {"b": 1}, "c": {"b": 1}, "d": [{"b": 1}, {"b": 1}]}
-    assert document.where(("c", "b")) == "some.yaml:1: c.b" or document.where(("c", "b")).startswith("some.yaml:2")
-    assert document.where(("d", 1, "b")).startswith("some.yaml:")
+    assert document.where(("a", "b")) == "some.yaml:1: a.b"
+    assert document.where(("d", 1, "b")) == "some.yaml:3: d[1].b"
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "\n\n"])
