@@ -51,11 +51,16 @@ class Done:
 
 
 class Bench:
-    """The command line with a home, a working folder and W&B settings of its own."""
+    """The command line with a home, a working folder and W&B settings of its own.
 
-    def __init__(self, folder: Path, user: int | None = None) -> None:
+    Args:
+        folder: Where all of that is; matrices and stores may go there too.
+        prefix: A command that starts ours, such as one that drops rights.
+    """
+
+    def __init__(self, folder: Path, prefix: tuple[str, ...] = ()) -> None:
         self.folder = folder
-        self.user = user
+        self.prefix = prefix
         for name in ("home", "cwd"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -74,10 +79,10 @@ class Bench:
 
     def start(self, *words: object, **env: str) -> subprocess.Popen[str]:
         """Start a command and do not wait."""
-        command = [sys.executable, "-m", "smskd_bench.cli", *map(str, words)]
+        command = [*self.prefix, sys.executable, "-m", "smskd_bench.cli", *map(str, words)]
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=self.environment(**env), cwd=self.folder / "cwd", user=self.user,
+            env=self.environment(**env), cwd=self.folder / "cwd",
         )  # fmt: skip
 
     def start_run(self, matrix: Path, store: Path, *words: object, **env: str) -> Any:
@@ -117,11 +122,16 @@ def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> float:
     return sent
 
 
+def records(store: Path) -> dict[str, dict[str, Any]]:
+    """Results of all finished stage runs, by key."""
+    found = store.glob("stages/*/*/result.json")
+    return {path.parent.name: json.loads(path.read_text()) for path in found}
+
+
 def results(store: Path) -> dict[str, dict[str, Any]]:
-    """Results of all finished stage runs, by a name such as ``resnet8_quarter/fitnet>kd/s0``."""
+    """The same by a name such as ``resnet8_quarter/fitnet>kd/s0``."""
     specs = {p.parent.name: json.loads(p.read_text()) for p in store.glob("stages/*/*/spec.json")}
-    found = {p.parent.name: json.loads(p.read_text()) for p in store.glob("stages/*/*/result.json")}
-    return {stage_name(key, specs): result for key, result in found.items()}
+    return {stage_name(key, specs): record for key, record in records(store).items()}
 
 
 def stage_name(key: str, specs: dict[str, dict[str, Any]]) -> str:

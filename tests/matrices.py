@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import yaml
-
 from smskd_bench.config import check_matrix
 from smskd_bench.plan import make_plan
 from smskd_bench.yaml_reader import parse_yaml
@@ -41,9 +40,7 @@ def plan_of(only=None, **entries):
 def specs(plan, row, pair=0, seed=None):
     """Specifications of one cell's stages, chosen by the row's name."""
     name = plan.matrix.pairs[pair].name
-    cell = next(
-        c for c in plan.cells if (c.pair, c.row) == (name, row) and seed in (None, c.seed)
-    )
+    cell = next(c for c in plan.cells if (c.pair, c.row) == (name, row) and seed in (None, c.seed))
     return [plan.nodes[key] for key in cell.stages]
 
 

@@ -23,6 +23,7 @@ class Problems:
 
     def add(self, path: DocPath, message: str) -> None:
         """Note one problem; the same one twice is noted once."""
+        message = message.replace("\n  -> ", "; ").replace("\n", " ")  # one problem, one line
         if (path, message) not in self.found:
             self.found.append((path, message))
 
@@ -36,7 +37,7 @@ class Problems:
             for item in error.errors(include_url=False):
                 self.add((*path, *item["loc"]), _message(item, form))
         except (ValueError, SmskdError) as error:
-            self.add(path, str(error).replace("\n", " "))
+            self.add(path, str(error))
         return None
 
     def error(self) -> ConfigError:
@@ -64,7 +65,9 @@ def _message(item: Mapping[str, Any], form: type) -> str:
         return "is missing"
     shown = json.dumps(value, default=str)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}, but it is {shown}"
+    wanted = f"{item['msg'][0].lower()}{item['msg'][1:]}"
+    wanted = wanted.replace("an object", "a mapping").replace("valid array", "list")
+    return f"{wanted}, but it is {shown}"
 
 
 def _keys_at(form: Any, path: DocPath) -> list[str]:

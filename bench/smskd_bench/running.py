@@ -72,6 +72,7 @@ def run(request: RunRequest, console: Console) -> int:
     """
     plan = make_plan(load_matrix(request.matrix), request.only)
     store = Store.open(request.store)
+    store.sweep(plan.nodes)
     left = missing(plan, store)
     summary = Summary(cached=list(plan.nodes))
     if left:
@@ -86,8 +87,6 @@ def _train(
     request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console
 ) -> Summary:
     device = choose_device(request.device)
-    if request.threads:
-        torch.set_num_threads(request.threads)
     worker = Worker(store, run_options(request, plan, device))
     if any(not plan.nodes[key].imported for key in left):
         worker.data(next(iter(plan.nodes.values())).dataset)  # missing data is said before anything
@@ -123,7 +122,12 @@ def run_options(request: RunRequest, plan: Plan, device: str) -> RunOptions:
     """The worker's options for a request."""
     methods: dict[str, type[Method]] = {**METHODS, **load_plugins(plan.matrix.plugins)}
     return RunOptions(
-        device, request.data_root, request.download, plan.matrix.evaluate_every, methods
+        device=device,
+        data_root=request.data_root,
+        download=request.download,
+        evaluate_every=plan.matrix.evaluate_every,
+        threads=request.threads,
+        methods=methods,
     )
 
 

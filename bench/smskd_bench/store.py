@@ -18,10 +18,11 @@ Everything is written aside, fsynced and renamed (``docs/store.md``).
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from smskd.errors import StoreError
@@ -39,6 +41,7 @@ from smskd_bench.spec import StageSpec
 STORE_FORMAT = 1
 RESULT, FAILED, CHECKPOINT = "result.json", "failed.json", "checkpoint.pt"
 WEIGHTS, PREDICTIONS, SPEC = "student.safetensors", "predictions.safetensors", "spec.json"
+RETRAIN = "delete its folder, and run the matrix again"
 INFERENCE = "inference.safetensors"
 
 Record = dict[str, Any]
@@ -116,10 +119,15 @@ class Store:
         return (self.folder(key) / RESULT).exists()
 
     def begin(self, spec: StageSpec) -> Path:
-        """Make the folder of a stage run and write its specification."""
+        """Make the folder of a stage run and write its specification.
+
+        Call it under the stage run's lock: unfinished writes of killed processes are removed.
+        """
         folder = self.folder(spec.key)
         with _writing(self.root):
             folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in folder.glob(".*.tmp"):
+                unfinished.unlink(missing_ok=True)
             write_json(folder / SPEC, {"key": spec.key, **spec.document()})
         return folder
 
@@ -147,8 +155,15 @@ class Store:
             if inference is not None:
                 save_weights(folder / INFERENCE, inference, {"key": key})
             write_json(folder / RESULT, result)
-            (folder / FAILED).unlink(missing_ok=True)
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+        self.sweep([key])
+
+    def sweep(self, keys: Iterable[str]) -> None:
+        """Remove what finished stage runs need no more; a kill just before may have left it."""
+        with _writing(self.root):
+            for key in keys:
+                for path in (self.folder(key) / FAILED, self.folder(key) / CHECKPOINT):
+                    if path.exists() and self.is_done(key):
+                        path.unlink(missing_ok=True)
 
     def fail(self, key: str, status: str, reason: str, epoch: int) -> None:
         """Write why a stage run ended without a result; its checkpoint stays."""
@@ -158,11 +173,12 @@ class Store:
 
     def forget_failure(self, key: str) -> None:
         """Make a failed stage run one that is missing."""
-        (self.folder(key) / FAILED).unlink(missing_ok=True)
+        with _writing(self.root):
+            (self.folder(key) / FAILED).unlink(missing_ok=True)
 
     def weights(self, key: str) -> dict[str, Tensor]:
         """Final weights of a finished stage run."""
-        return load_weights(self.folder(key) / WEIGHTS)
+        return load_weights(self.folder(key) / WEIGHTS, RETRAIN)
 
     def inference_weights(self, key: str) -> dict[str, Tensor] | None:
         """State of the modules that the method keeps for inference, or None if it keeps none."""
@@ -171,13 +187,16 @@ class Store:
 
     def predictions(self, key: str) -> Tensor:
         """Predicted classes on the test set ``(N,)``."""
-        return load_weights(self.folder(key) / PREDICTIONS)["predictions"]
+        return load_weights(self.folder(key) / PREDICTIONS, RETRAIN)["predictions"]
 
     def save_checkpoint(self, key: str, state: Record) -> None:
         """Replace the resume state of a stage run."""
         with _writing(self.root):
+            # Through memory: torch does not say that a full disk is what stopped it.
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
             path = self.folder(key) / CHECKPOINT
-            write_atomically(path, lambda temporary: torch.save(state, temporary))
+            write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
     def checkpoint(self, key: str) -> Record | None:
         """The resume state, or None if there is none or it cannot be read."""
@@ -226,11 +245,16 @@ class Store:
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors as safetensors, atomically; the bytes depend on the values only."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata or None))
+    data = to_safetensors(plain, metadata or None)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path, hint: str = "give a complete safetensors file") -> dict[str, Tensor]:
     """Read a safetensors file.
+
+    Args:
+        path: The file.
+        hint: What to do if it cannot be read.
 
     Raises:
         StoreError: it is missing or damaged.
@@ -238,9 +262,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise StoreError(
-            f"{path} cannot be read: {error}", "delete its folder, and run the matrix again"
-        ) from None
+        raise StoreError(f"{path} cannot be read: {error}", hint) from None
 
 
 def _try_lock(handle: int) -> bool:
@@ -257,9 +279,7 @@ def _read_json(path: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{path} is damaged: {error}", "delete its folder, and run the matrix again"
-        ) from None
+        raise StoreError(f"{path} is damaged: {error}", RETRAIN) from None
     return value
 
 

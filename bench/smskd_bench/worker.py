@@ -28,6 +28,7 @@ from smskd.seeding import derive, restore_rng, rng_state, seeded
 from smskd.stages import BestOnDev, Network, Stage, StageReport, finish, prepare
 from smskd.train import Row, StageRun, train
 from smskd.views import Augmentation
+from smskd_bench.cost import network_cost
 from smskd_bench.environment import code_revision, device_name, machine, package_versions
 from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
 from smskd_bench.store import Record, Store, load_weights
@@ -42,13 +43,15 @@ class RunOptions:
         data_root: Folder with the data sets that are not embedded.
         download: Whether missing data may be downloaded.
         evaluate_every: Test-set accuracy for the curves every so many epochs; 0 only at the end.
-        methods: Plug-in methods by name, besides the registered ones.
+        threads: CPU threads; None leaves the choice to :func:`threads_for`.
+        methods: Methods by name, plug-ins included.
     """
 
     device: str = "cpu"
     data_root: Path | None = None
     download: bool = False
     evaluate_every: int = 0
+    threads: int | None = None
     methods: dict[str, type[Method]] = field(default_factory=lambda: dict(METHODS))
 
 
@@ -77,6 +80,7 @@ class Worker:
     def __init__(self, store: Store, options: RunOptions) -> None:
         self.store = store
         self.options = options
+        self.available_threads = torch.get_num_threads()
         self._data: dict[DataSpec, LoadedData] = {}
         self._teachers: dict[str, Network] = {}
 
@@ -92,6 +96,7 @@ class Worker:
             SmskdError: it cannot be done, or diverged; the checkpoint stays.
         """
         started = time.time()
+        torch.set_num_threads(self.options.threads or threads_for(spec, self.available_threads))
         data = self.data(spec.dataset)
         self.store.begin(spec)
         if spec.imported:
@@ -263,6 +268,21 @@ class Worker:
             },
             "data": {"name": spec.dataset.name, "fingerprint": spec.dataset.fingerprint},
         }
+
+
+SMALL_STEP_MACS = 1e8
+"""A training step of a student below this does not gain from a second thread."""
+
+
+def threads_for(spec: StageSpec, available: int) -> int:
+    """CPU threads for a stage run: one where a step is too small to be worth sharing.
+
+    Threads that wait for each other at every small operation gain nothing on an idle machine and
+    lose much on a busy one. The choice depends on the specification alone, never on the machine's
+    load, so that a resumed run takes the same one.
+    """
+    macs = 3 * network_cost(spec.model, spec.dataset.name).macs * spec.training.batch_size
+    return 1 if macs < SMALL_STEP_MACS else available
 
 
 def to_device(model: nn.Module, device: str) -> nn.Module:

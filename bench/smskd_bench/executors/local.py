@@ -69,23 +69,26 @@ def execute(
         if broken:
             summary.failed[key] = f"blocked: {plan.nodes[broken].label} {summary.failed[broken]}"
             continue
-        failure = store.failure(key)
-        if failure and failure["status"] in STICKY and not retry_failed:
-            summary.failed[key] = f"{failure['status']}: {failure['reason']}"
-            continue
-        store.forget_failure(key)
-        reason = _run_one(spec, store, worker, watching, plan.weights.get(key))
-        if reason:
-            summary.failed[key] = reason
-        else:
+        file = plan.weights.get(key)
+        status, reason = _run_one(spec, store, worker, watching, file, retry_failed)
+        if status == "done":
             summary.trained.append(key)
+        elif status == "cached":
+            summary.cached.append(key)
+        else:
+            summary.failed[key] = f"{status}: {reason}"
     return summary
 
 
 def _run_one(
-    spec: StageSpec, store: Store, worker: Worker, watching: list[Observer], weights: Path | None
-) -> str:
-    """Run one stage run; returns why it failed, or an empty text."""
+    spec: StageSpec,
+    store: Store,
+    worker: Worker,
+    watching: list[Observer],
+    weights: Path | None,
+    retry_failed: bool,
+) -> tuple[Status | Literal["cached"], str]:
+    """Run one stage run; returns what became of it, and why it failed."""
 
     def tell_waiting() -> None:
         for observer in watching:
@@ -96,8 +99,13 @@ def _run_one(
             observer.epoch(spec, row)
 
     with store.lock(spec.key, tell_waiting):
-        if store.is_done(spec.key):  # somebody else finished it while we waited
-            return ""
+        # Looked at under the lock: somebody else may have settled it while we waited.
+        if store.is_done(spec.key):
+            return "cached", ""
+        failure = store.failure(spec.key)
+        if failure and failure["status"] in STICKY and not retry_failed:
+            return failure["status"], failure["reason"]
+        store.forget_failure(spec.key)
         for observer in watching:
             observer.begin(spec)
         status, reason, result = _attempt(spec, worker, tell_epoch, weights)
@@ -106,7 +114,7 @@ def _run_one(
             store.fail(spec.key, status, reason, state["epoch"] if state else 0)
         for observer in watching:
             observer.end(spec, status, result, reason)
-    return "" if status == "done" else f"{status}: {reason}"
+    return status, reason
 
 
 def _attempt(
@@ -127,4 +135,4 @@ def _attempt(
             raise  # data missing or corrupt: the same for every stage run
         return "failed", error.message, None
     except Exception as error:  # a defect of one method must not take the matrix down
-        return "failed", f"{type(error).__name__}: {error}", None
+        return "failed", f"{type(error).__name__}: {' '.join(str(error).split())}", None

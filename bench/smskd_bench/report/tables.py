@@ -116,7 +116,8 @@ def terminal_table(rows: list[LeaderboardRow]) -> RenderableType:
             table.add_column(name, justify="right" if side == "right" else "left")
         for rank, row in enumerate(found, start=1):
             style = "bold green" if rank == 1 else "dim" if row.mean is None else ""
-            table.add_row(str(rank), *(cell(row) for _, _, cell in columns), style=style)
+            # As Text: brackets in a name or a reason are no markup.
+            table.add_row(str(rank), *(Text(cell(row)) for _, _, cell in columns), style=style)
         parts.append(table)
     return Group(*parts, Text(FOOTNOTE, style="dim"))
 
