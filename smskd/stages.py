@@ -104,6 +104,7 @@ def prepare(
     first_epoch: int = 0,
     seed: int = 0,
     num_train: int = 0,
+    train_labels: Tensor | None = None,
 ) -> StageRun:
     """Build everything one stage needs.
 
@@ -118,6 +119,7 @@ def prepare(
         first_epoch: Epochs trained in earlier stages.
         seed: Decides the adapters' initial weights.
         num_train: Number of training samples.
+        train_labels: Their classes ``(N,)``, if known beforehand.
 
     Raises:
         ConfigError: there is no teacher though one is needed, or a feature has no tap.
@@ -125,7 +127,9 @@ def prepare(
     """
     reference = _active_reference(stage, previous is not None)
     needs = stage_needs(stage, reference)
-    objective = build_objective(student, teachers, stage, reference, image, number, seed, num_train)
+    objective = build_objective(
+        student, teachers, stage, reference, image, number, seed, num_train, train_labels
+    )
     anchor = None
     if previous is not None and reference is not None:
         anchor = Anchor.freeze(previous, student.taps, reference)
@@ -149,6 +153,7 @@ def build_objective(
     number: int = 1,
     seed: int = 0,
     num_train: int = 0,
+    train_labels: Tensor | None = None,
 ) -> Objective:
     """Find the sizes of the networks' features and build the loss; arguments as in `prepare`.
 
@@ -167,6 +172,7 @@ def build_objective(
         student=_probe("student", student, needs.student_roles, image),
         teachers=tuple(_probe("teacher", t, needs.teacher_roles, image) for t in teachers),
         num_train=num_train,
+        train_labels=train_labels,
         student_taps=student.taps,
         teacher_models=tuple(t.model for t in teachers),
     )
@@ -294,6 +300,7 @@ def distill(
         run = prepare(
             network, teachers, stage, training, image, previous=previous, number=number,
             first_epoch=first_epoch, seed=seed, num_train=batches.num_samples,
+            train_labels=getattr(batches, "labels", None),
         )  # fmt: skip
         best = BestOnDev(dev_set) if dev_set is not None else None
         with closing(run):

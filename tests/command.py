@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Bench:
     def __init__(self, folder: Path, prefix: tuple[str, ...] = ()) -> None:
         self.folder = folder
         self.prefix = prefix
+        self.started: list[subprocess.Popen[str]] = []
         for name in ("home", "cwd"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -80,10 +82,19 @@ class Bench:
     def start(self, *words: object, **env: str) -> subprocess.Popen[str]:
         """Start a command and do not wait."""
         command = [*self.prefix, sys.executable, "-m", "smskd_bench.cli", *map(str, words)]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=self.environment(**env), cwd=self.folder / "cwd",
         )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a failed test left running."""
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
 
     def start_run(self, matrix: Path, store: Path, *words: object, **env: str) -> Any:
         """Start ``run`` with one thread and no tracking, unless ``words`` say otherwise."""
@@ -120,6 +131,15 @@ def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> float:
     os.kill(process.pid, number)
     process.communicate(timeout=60)
     return sent
+
+
+def wait_for(condition: Callable[[], bool], process: Any, timeout_s: float = 60.0) -> None:
+    """Wait until a condition holds; fails if the process ends before."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def records(store: Path) -> dict[str, dict[str, Any]]:

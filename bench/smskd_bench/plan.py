@@ -6,9 +6,10 @@ begin alike share their beginning, because equal specifications have equal keys.
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -86,27 +87,38 @@ def make_plan(loaded: LoadedMatrix, only: str | None = None) -> Plan:
         ConfigError: no cell matches ``only``.
     """
     planner = _Planner(loaded)
-    cells: list[Cell] = []
-    for pair in loaded.matrix.pairs:
-        for index, row in enumerate(loaded.matrix.rows):
-            if row.only and pair.name not in row.only:
-                continue
-            wanted = [s for s in loaded.matrix.seeds if _wanted(pair, row, s, only)]
-            cells += [planner.cell(pair, index, seed) for seed in wanted]
+    cells = [
+        planner.cell(pair, index, seed)
+        for pair, index, seed in _places(loaded.matrix)
+        if _wanted(_cell_name(loaded.matrix, pair, index, seed), only)
+    ]
     if not cells:
-        names = {cell_name(p.name, row_name(r), s) for p, r, s in _all(loaded.matrix)}
-        raise ConfigError(f"no cell matches {only!r}", did_you_mean(only or "", names))
+        raise _no_match(loaded.matrix, only or "")
     return Plan(loaded, planner.nodes, cells, planner.weights)
 
 
-def _all(matrix: Matrix) -> list[tuple[PairSection, RowSection, int]]:
-    return [(p, r, s) for p in matrix.pairs for r in matrix.rows for s in matrix.seeds]
+def _places(matrix: Matrix) -> Iterator[tuple[PairSection, int, int]]:
+    """Pair, index of the row, and seed of every cell."""
+    for pair in matrix.pairs:
+        for index, row in enumerate(matrix.rows):
+            if not row.only or pair.name in row.only:
+                yield from ((pair, index, seed) for seed in matrix.seeds)
 
 
-def _wanted(pair: PairSection, row: RowSection, seed: int, only: str | None) -> bool:
-    name = cell_name(pair.name, row_name(row), seed)
-    # Brackets are common in no name of ours, so a plain name always matches itself.
-    return only is None or name == only or fnmatch.fnmatchcase(name, f"*{only}*")
+def _cell_name(matrix: Matrix, pair: PairSection, index: int, seed: int) -> str:
+    return cell_name(pair.name, row_name(matrix.rows[index]), seed)
+
+
+def _wanted(name: str, only: str | None) -> bool:
+    # fnmatch reads brackets as sets of characters; here they are themselves.
+    return only is None or fnmatch.fnmatchcase(name, f"*{only.replace('[', '[[]')}*")
+
+
+def _no_match(matrix: Matrix, only: str) -> ConfigError:
+    names = [_cell_name(matrix, *place) for place in _places(matrix)]
+    close = difflib.get_close_matches(only, names, n=3, cutoff=0.5)
+    hint = did_you_mean(only, close) if close else f"cells are named like {names[0]!r}"
+    return ConfigError(f"no cell matches {only!r}", hint)
 
 
 class _Planner:

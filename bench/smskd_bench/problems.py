@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -32,7 +33,7 @@ class Problems:
         try:
             # JSON mode: strict about types (true is no number), yet lists may fill tuples.
             text = json.dumps(value, default=str)
-            return TypeAdapter(form).validate_json(text, strict=True)
+            return cast(Form, _adapter(form).validate_json(text, strict=True))
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 self.add((*path, *item["loc"]), _message(item, form))
@@ -55,12 +56,18 @@ class Problems:
         return ConfigError(f"{text}", f"{count} in {self.document.file}; nothing was run")
 
 
+@cache
+def _adapter(form: type) -> TypeAdapter[Any]:
+    return TypeAdapter(form)
+
+
 def _message(item: Mapping[str, Any], form: type) -> str:
     """A pydantic complaint in a user's words."""
     kind, value = item["type"], item.get("input")
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _keys_at(form, tuple(item["loc"][:-1]))
-        return f"unknown key; {did_you_mean(str(item['loc'][-1]), known)}"
+        hint = did_you_mean(str(item["loc"][-1]), known) if known else "there are none here"
+        return f"unknown key; {hint}"
     if kind in ("missing", "missing_argument"):
         return "is missing"
     shown = json.dumps(value, default=str)
@@ -72,7 +79,7 @@ def _message(item: Mapping[str, Any], form: type) -> str:
 
 def _keys_at(form: Any, path: DocPath) -> list[str]:
     """Field names of the dataclass that sits at ``path`` inside ``form``."""
-    schema = TypeAdapter(form).json_schema()
+    schema = _adapter(form).json_schema()
     node: dict[str, Any] = schema
     for part in path:
         node = _resolve(node, schema)

@@ -211,8 +211,9 @@ class Store:
 
     def stage_keys(self) -> Iterator[str]:
         """Keys of all stage runs that were ever begun."""
-        for folder in sorted((self.root / "stages").glob("??/*")):
-            yield folder.name
+        # A folder that was only locked so far has no specification.
+        for path in sorted((self.root / "stages").glob(f"??/*/{SPEC}")):
+            yield path.parent.name
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:

@@ -204,6 +204,7 @@ class Worker:
             first_epoch=spec.first_epoch,
             seed=spec.seed,
             num_train=len(data.train_labels),
+            train_labels=data.train_labels,
         )
 
     def _resume(self, spec: StageSpec, run: StageRun, best: BestOnDev | None) -> list[Record]:

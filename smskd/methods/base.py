@@ -61,6 +61,8 @@ class PairShapes:
         student: Tap shapes of the student.
         teachers: Tap shapes of each teacher.
         num_train: Number of training samples, for methods that keep one entry a sample.
+        train_labels: Classes of all training samples ``(N,)``, for methods that draw negatives;
+            None if they are not known beforehand (a loader).
         student_taps: Where the student's features are, for methods that wrap it for inference.
         teacher_models: The frozen teachers, for methods that reuse a part of one (its classifier,
             its normalisation statistics); empty where only shapes are known.
@@ -69,6 +71,7 @@ class PairShapes:
     student: Shapes
     teachers: tuple[Shapes, ...] = ()
     num_train: int = 0
+    train_labels: Tensor | None = None
     student_taps: Taps = field(default_factory=Taps)
     teacher_models: tuple[nn.Module, ...] = ()
 

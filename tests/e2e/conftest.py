@@ -37,7 +37,9 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def bench(tmp_path):
-    return Bench(tmp_path)
+    made = Bench(tmp_path)
+    yield made
+    made.close()
 
 
 @pytest.fixture

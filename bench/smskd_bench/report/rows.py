@@ -64,7 +64,7 @@ class LeaderboardRow:
             "staged" a sequence without reference; "smskd" a sequence with reference.
         top1: Last-epoch test accuracy in percent, a seed.
         epochs: Epochs of all stages of a cell.
-        kept: Of the test samples the last stage's reference had right, percent still right.
+        kept: Of the test samples the stage before the last had right, percent still right.
         status: "done", "partial", "missing" or why cells failed.
     """
 

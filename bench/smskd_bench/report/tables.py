@@ -95,7 +95,7 @@ def heading(pair: str, rows: list[LeaderboardRow]) -> str:
 FOOTNOTE = (
     "top-1: test accuracy after the last epoch, mean \u00b1 standard deviation over n seeds. "
     "difference: points against the strongest of the row's controls, paired by seed. "
-    "kept: of the test images the last reference had right, those still right. "
+    "kept: of the test images the stage before had right, percent still right. "
     "ms: one image, batch 1, of the exported graph."
 )
 

@@ -1,0 +1,177 @@
+"""Real kills of the real process: the same command goes on and ends in the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+from command import Bench, finish, kill, litter, outputs, records, tiny, wait_for
+from smskd_bench.store import Store
+
+TEACHER, FIRST, SECOND = ("scratch", 1), ("fitnet", 1), ("kd", 2)
+TEACHER_EPOCHS = 6
+
+
+def document():
+    """About two seconds of training in 16 epochs, so that a kill at any moment hits something."""
+    made = tiny(["fitnet", "kd"], dataset={"name": "digits", "train_size": 850, "dev_size": 100})
+    made["recipe"] |= {"epochs": [5, 5], "carry": "best_on_dev"}
+    return made | {"teacher": {"epochs": TEACHER_EPOCHS}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    bench = Bench(tmp_path_factory.mktemp("undisturbed"))
+    bench.run(bench.matrix(document()), bench.folder / "store")
+    return bench.folder / "store"
+
+
+def saved(store):
+    """Epochs in the checkpoints, by key."""
+    opened, found = Store(store), {}
+    for key in opened.stage_keys():
+        state = opened.checkpoint(key)
+        if state and not opened.is_done(key):
+            found[key] = state["epoch"]
+    return found
+
+
+def taken_up(store):
+    """When each stage run was last taken up."""
+    return {p.parent.name: p.stat().st_mtime for p in store.glob("stages/*/*/spec.json")}
+
+
+def seconds_since_checkpoint(store, before, sent):
+    """How old the last checkpoint of the killed process was; None if it had written none."""
+    mine = [key for key, time in taken_up(store).items() if before.get(key) != time]
+    ages = [
+        sent - path.stat().st_mtime
+        for key in mine
+        if (path := Store(store).folder(key) / "checkpoint.pt").exists()
+        and path.stat().st_mtime > taken_up(store)[key]
+    ]
+    return min(ages, default=None)
+
+
+def reached(store, place, epoch):
+    """Whether a stage run of that method and stage has saved that epoch, or is done."""
+    opened = Store(store)
+    for key in opened.stage_keys():
+        spec = opened.spec_document(key)
+        if (spec["methods"][0]["name"], spec["number"]) == place:
+            state = opened.checkpoint(key)
+            return opened.is_done(key) or (state is not None and state["epoch"] >= epoch)
+    return False
+
+
+def check_end(store, undisturbed, resumed):
+    """Same bits as without kills, nothing left over, and every resume began at its checkpoint."""
+    assert outputs(store) == outputs(undisturbed)
+    assert litter(store) == []
+    ours, theirs = records(store), records(undisturbed)
+    timed = ("seconds", "images_per_s")
+    for key, result in ours.items():
+        for name in ("test", "kept"):
+            assert result[name] == theirs[key][name]
+        for row, other in zip(result["history"], theirs[key]["history"], strict=True):
+            assert {k: v for k, v in row.items() if k not in timed} == {
+                k: v for k, v in other.items() if k not in timed
+            }
+    for key, epoch in resumed:
+        assert epoch in [session["from_epoch"] for session in ours[key]["sessions"]]
+
+
+def test_kills_in_teacher_first_and_second_stage(bench, undisturbed):
+    matrix, store, resumed = bench.matrix(document()), bench.folder / "store", []
+    # The second is after the teacher's last epoch: only the end of its stage run is left to do.
+    for place, epoch in ((TEACHER, 2), (TEACHER, TEACHER_EPOCHS), (FIRST, 2), (SECOND, 2)):
+        process = bench.start_run(matrix, store)
+        wait_for(lambda at=(place, epoch): reached(store, *at), process)
+        kill(process)
+        assert process.returncode == -signal.SIGKILL
+        resumed += saved(store).items()
+        assert not any(Store(store).is_running(key) for key in taken_up(store))
+    assert 3 <= len(resumed) <= 4  # the second may have come after the end of the teacher
+    assert all(epoch >= 2 for _, epoch in resumed)
+    bench.run(matrix, store)
+    check_end(store, undisturbed, resumed)
+    assert sum(len(r["sessions"]) - 1 for r in records(store).values()) == len(resumed)
+
+
+def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(bench, undisturbed):
+    matrix, store = bench.matrix(document()), bench.folder / "store"
+    process = bench.start_run(matrix, store)
+    wait_for(lambda: reached(store, FIRST, 2), process)
+    process.send_signal(signal.SIGINT)
+    done = finish(process, expect=130)
+    assert done.err == "\nstopped; the same command goes on from the last checkpoint\n"
+    assert done.seconds < 5.0
+    assert not list(store.rglob("*.tmp"))
+    assert not list(store.rglob("failed.json"))
+    resumed = list(saved(store).items())
+    status = bench("status", "--store", store)
+    assert f"stopped after {resumed[0][1]} epochs; run again to go on" in status.out
+    bench.run(matrix, store)
+    check_end(store, undisturbed, resumed)
+
+
+def random_kills(bench, undisturbed, kills, longest_s):
+    """Kill at random moments, store after store; returns how old the checkpoints were, in s."""
+    seed = int(os.environ.get("SMSKD_KILL_SEED", time.time_ns() % 1_000_000))
+    draw, matrix = random.Random(seed), bench.matrix(document())
+    ages, stores = [], 0
+    while len(ages) < kills:
+        stores += 1
+        store, resumed, ended = bench.folder / f"store{stores}", [], False
+        while len(ages) < kills and not ended:
+            before = taken_up(store)
+            process = bench.start_run(matrix, store)
+            if draw.random() < 0.8:  # else also while it starts
+                wait_for(lambda b=before, s=store: taken_up(s) != b, process)
+            try:
+                process.wait(draw.uniform(0.0, longest_s))
+                ended = True
+            except subprocess.TimeoutExpired:
+                sent = kill(process)
+                ages.append(seconds_since_checkpoint(store, before, sent))
+                resumed += saved(store).items()
+        bench.run(matrix, store)
+        check_end(store, undisturbed, resumed)
+    rows = [row for result in records(undisturbed).values() for row in result["history"]]
+    longest = max(row["seconds"] for row in rows)
+    shown = ", ".join("none yet" if age is None else f"{age:.2f}" for age in ages)
+    print(f"\nseed {seed}: {kills} kills in {stores} stores; all outputs equal to undisturbed ones")
+    print(f"seconds since the last checkpoint: {shown}; longest undisturbed epoch {longest:.2f}")
+    return [age for age in ages if age is not None], longest
+
+
+def test_kills_at_random_moments(bench, undisturbed):
+    random_kills(bench, undisturbed, kills=4, longest_s=1.5)
+
+
+@pytest.mark.slow
+def test_many_kills_at_random_moments(bench, undisturbed):
+    ages, longest = random_kills(bench, undisturbed, kills=30, longest_s=3.0)
+    assert sorted(ages)[len(ages) // 2] < 2 * longest + 0.2  # the median: the machine may be busy
+
+
+def test_what_a_kill_inside_a_write_leaves_is_cleared(bench, finished, copied):
+    """Moments too short to hit by chance, made by hand from what is on disk at them."""
+    results = sorted(copied.glob("stages/*/*/result.json"))
+    torn, between = results[0].parent, results[1].parent
+    # Inside the write of a checkpoint.
+    for name in ("result.json", "student.safetensors", "predictions.safetensors"):
+        (torn / name).unlink()
+    (torn / ".checkpoint.pt.4711.tmp").write_bytes(b"half of one")
+    # After the result, before the checkpoint was removed.
+    (between / "checkpoint.pt").write_bytes(b"of no use any more")
+    # After the lock, before the specification.
+    locked = copied / "stages" / "ab" / ("ab" * 32)
+    locked.mkdir(parents=True)
+    (locked / "lock").touch()
+    assert "7 done, 1 missing (8 stage runs)" in bench("status", "--store", copied).out
+    bench.run(finished.matrix, copied)
+    assert outputs(copied) == outputs(finished.store)
+    assert litter(copied) == []
