@@ -134,10 +134,10 @@ def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> float:
 
 
 def wait_for(condition: Callable[[], bool], process: Any, timeout_s: float = 60.0) -> None:
-    """Wait until a condition holds; fails if the process ends before."""
+    """Wait until a condition holds; fails if the process (if any) ends before."""
     end = time.monotonic() + timeout_s
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.005)
 

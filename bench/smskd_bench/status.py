@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from smskd.errors import StoreError
 from smskd_bench.config import load_matrix
 from smskd_bench.plan import make_plan
 from smskd_bench.spec import StageSpec
@@ -22,22 +23,27 @@ def report(root: Path, matrix: Path | None, only: str | None, console: Console) 
 
 
 def _lines(store: Store, matrix: Path | None, only: str | None) -> Iterator[str]:
+    keys = list(store.stage_keys())
     if matrix:
         plan = make_plan(load_matrix(matrix), only)
-        specs = plan.nodes
+        keys = list(plan.nodes)
         done = sum(store.is_done(cell.stages[-1]) for cell in plan.cells)
         yield f"{plan.matrix.name}: {done} of {len(plan.cells)} cells done"
-    else:
-        specs = {
-            key: StageSpec.from_document(store.spec_document(key)) for key in store.stage_keys()
-        }
-    states = {key: state_of(store, key) for key in specs}
+    states = {key: state_of(store, key) for key in keys}
     counts = Counter(state for state, _ in states.values())
     shown = ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "nothing yet"
     yield f"{store.root}: {shown} ({len(states)} stage runs)"
     for key, (state, detail) in states.items():
         if state not in ("done", "missing"):
-            yield f"  {key[:12]}  {specs[key].label}: {state}{detail}"
+            yield f"  {key[:12]}  {_label(store, key)}: {state}{detail}"
+
+
+def _label(store: Store, key: str) -> str:
+    """Name of a stage run; a kill can come before its specification, and forms can change."""
+    try:
+        return StageSpec.from_document(store.spec_document(key)).label
+    except (StoreError, ValueError):
+        return "(no readable spec.json)"
 
 
 def state_of(store: Store, key: str) -> tuple[str, str]:

@@ -77,7 +77,9 @@ class Store:
     @classmethod
     def peek(cls, root: Path) -> Store:
         """Open a store for reading only; a store that is not there yet is empty."""
-        marker = _read_json(root / "store.json") or {"format": STORE_FORMAT}
+        marker = _read_json(root / "store.json")
+        if marker is None:
+            return cls(root)
         if marker.get("format") != STORE_FORMAT:
             raise StoreError(
                 f"the store {root} has format {marker.get('format')!r}; "
@@ -111,7 +113,7 @@ class Store:
         document = _read_json(self.folder(key) / SPEC)
         if document is None:
             raise StoreError(f"no stage run {key} in {self.root}", "run the matrix first")
-        document.pop("key")
+        document.pop("key", None)
         return document
 
     def is_done(self, key: str) -> bool:
@@ -187,7 +189,11 @@ class Store:
 
     def predictions(self, key: str) -> Tensor:
         """Predicted classes on the test set ``(N,)``."""
-        return load_weights(self.folder(key) / PREDICTIONS, RETRAIN)["predictions"]
+        path = self.folder(key) / PREDICTIONS
+        found = load_weights(path, RETRAIN).get("predictions")
+        if found is None:
+            raise StoreError(f"{path} is damaged: it holds no predictions", RETRAIN)
+        return found
 
     def save_checkpoint(self, key: str, state: Record) -> None:
         """Replace the resume state of a stage run."""
@@ -245,7 +251,9 @@ class Store:
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors as safetensors, atomically; the bytes depend on the values only."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # Copied, because safetensors refuses tensors that share memory.
+    layout = torch.contiguous_format
+    plain = {name: t.detach().cpu().clone(memory_format=layout) for name, t in tensors.items()}
     data = to_safetensors(plain, metadata or None)
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
@@ -276,11 +284,18 @@ def _try_lock(handle: int) -> bool:
 
 def _read_json(path: Path) -> Record | None:
     try:
-        value: Record = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be read: {error.strerror or error}",
+            "check the path and its permissions, or choose another folder with --store DIR",
+        ) from None
+    except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}", RETRAIN) from None
+    if not isinstance(value, dict):
+        raise StoreError(f"{path} is damaged: it holds no record", RETRAIN)
     return value
 
 
