@@ -33,12 +33,13 @@ def rng_state() -> dict[str, torch.Tensor]:
     """The state of torch's generators (dropout draws from them), for a checkpoint."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+        state |= {f"cuda:{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return state
 
 
 def restore_rng(state: dict[str, torch.Tensor]) -> None:
     """Put back what :func:`rng_state` gave."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda:{i}" in state:
+            torch.cuda.set_rng_state(state[f"cuda:{i}"], i)

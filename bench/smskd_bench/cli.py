@@ -5,6 +5,7 @@ Nothing heavy is imported here, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,9 @@ class _Group(click.Group):
 @click.version_option(package_name="smskd-bench", prog_name="smskd-bench")
 def main() -> None:
     """Train, compare, export and time distilled students."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without a sign must not stop a run
+            stream.reconfigure(errors="replace")
 
 
 @main.command()

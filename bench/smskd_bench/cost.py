@@ -81,7 +81,7 @@ def plan_cost(plan: Plan, done: set[str]) -> PlanCost:
     """Count a plan, shared and unshared; ``done`` are keys that have their result."""
     macs = {key: stage_macs(spec, plan) for key, spec in plan.nodes.items()}
     epochs = {key: spec.training.epochs for key, spec in plan.nodes.items()}
-    alone = [key for cell in plan.cells for key in (cell.teacher, *cell.stages)]
+    alone = plan.run_alone()
     left = [key for key in plan.nodes if key not in done]
     return PlanCost(
         cells=len(plan.cells),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,6 +116,9 @@ def _store(root: Path) -> Finding:
     except SmskdError as error:
         return Finding("store", "problem", error.message, error.hint)
     existing = next(p for p in (root, *root.absolute().parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        mend = "choose another folder with --store DIR or SMSKD_STORE"
+        return Finding("store", "problem", f"{root} cannot be written", mend)
     free = shutil.disk_usage(existing).free / 2**30
     done = sum(store.is_done(key) for key in store.stage_keys())
     return Finding("store", "ok", f"{root}: {done} finished stage runs, {free:.0f} GiB free")

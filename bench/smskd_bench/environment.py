@@ -26,11 +26,14 @@ def code_revision() -> dict[str, Any]:
 
     Both are None when the package runs from an installed wheel.
     """
-    here = Path(__file__).resolve().parent
-    revision = _git(here, "rev-parse", "HEAD")
-    if revision is None:
+    here = Path(__file__).resolve()
+    root = here.parents[2]
+    # A copy inside somebody else's repository would otherwise take on that one's revision.
+    ours = (root / ".git").exists() and _git(here.parent, "ls-files", "--error-unmatch", here.name)
+    revision = _git(root, "rev-parse", "HEAD")
+    if not ours or revision is None:
         return {"revision": None, "dirty": None}
-    status = _git(here, "status", "--porcelain", "--untracked-files=no")
+    status = _git(root, "status", "--porcelain", "--", "smskd", "bench", "export")
     return {"revision": revision, "dirty": bool(status)}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +15,7 @@ from smskd_export.targets import Target
 from smskd.datasets import dataset_info
 from smskd.errors import ConfigError, RefusedError, did_you_mean
 from smskd_bench.config import load_matrix
+from smskd_bench.environment import processor_name
 from smskd_bench.plan import Cell, Plan, make_plan
 from smskd_bench.report.rows import LeaderboardRow, best_cell, exported_numbers, leaderboard_rows
 from smskd_bench.running import RunRequest, run_options
@@ -53,8 +56,7 @@ def _export_cell(
     request: ExportRequest, target: Target, cell: Cell, plan: Plan, worker: Worker
 ) -> tuple[ExportReport, Path]:
     key = cell.stages[-1]
-    name = f"{target.name}-quick" if request.quick else target.name
-    folder = worker.store.export_folder(key, name)
+    folder = worker.store.export_folder(key, bundle_name(target, request.quick))
     report = read_report(folder)
     if report is not None:
         return report, folder
@@ -75,6 +77,17 @@ def _export_cell(
         quick=request.quick,
     )
     return made, folder
+
+
+def bundle_name(target: Target, quick: bool) -> str:
+    """Folder of a bundle: the target's name and a hash of its profile and, if timed, the machine.
+
+    So a changed profile or another machine on the same store never gets old numbers.
+    """
+    where = processor_name() if target.measure_here else ""
+    profile = json.dumps([asdict(target), where], sort_keys=True)
+    digest = hashlib.sha256(profile.encode()).hexdigest()[:8]
+    return f"{target.name}-{digest}" + ("-quick" if quick else "")
 
 
 def _chosen(request: ExportRequest, plan: Plan, store: Store) -> Iterator[Cell]:

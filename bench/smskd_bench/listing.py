@@ -29,9 +29,12 @@ def _methods() -> Iterator[str]:
 
 
 def _models() -> Iterator[str]:
+    import torch
+
     from smskd.models import MODELS
     from smskd_bench.cost import network_cost
 
+    torch.set_num_threads(1)  # costs are counted on one image, where threads only wait
     yield f"{'name':<16} {'parameters':>10} {'MACs':>8}  (100 classes, 3x32x32)"
     for name, entry in MODELS.items():
         cost = network_cost(name, "cifar100")

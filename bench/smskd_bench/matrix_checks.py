@@ -26,14 +26,21 @@ def check_values(matrix: Matrix, problems: Problems) -> None:
     _check_unique("pairs", [pair.name for pair in matrix.pairs], problems)
     _check_unique("rows", [row_name(row) for row in matrix.rows], problems)
     for i, seed in enumerate(matrix.seeds):
-        if seed < 0:
-            problems.add(("seeds", i), f"must be 0 or more, but it is {seed}")
+        _check_seed(seed, ("seeds", i), problems)
+    _check_seed(matrix.dataset.split_seed, ("dataset", "split_seed"), problems)
+    if matrix.teacher.seed is not None:
+        _check_seed(matrix.teacher.seed, ("teacher", "seed"), problems)
     _check_dataset(matrix.dataset, problems)
     _check_recipe(matrix, problems)
     _check_reference(matrix.reference, ("reference",), problems)
     names = {row_name(row) for row in matrix.rows}
     for i, row in enumerate(matrix.rows):
         _check_row(matrix, row, ("rows", i), names, problems)
+
+
+def _check_seed(seed: int, path: DocPath, problems: Problems) -> None:
+    if not 0 <= seed < 2**63:
+        problems.add(path, f"must be from 0 to 2**63 - 1, but it is {seed}")
 
 
 def _check_row(

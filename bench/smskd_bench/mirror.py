@@ -59,6 +59,9 @@ class MirrorObserver:
     def waiting(self, spec: StageSpec) -> None:
         """Nothing to tell."""
 
+    def skip(self, spec: StageSpec, reason: str) -> None:
+        """Nothing to tell."""
+
     def _job(self, spec: StageSpec) -> str:
         return "teacher" if spec.key in self.teachers else "student"
 

@@ -77,7 +77,12 @@ class Plan:
 
     def stages_before_sharing(self) -> int:
         """Stage runs if every cell trained its own teacher and all of its stages."""
-        return sum(len(cell.stages) + 1 for cell in self.cells)
+        return len(self.run_alone())
+
+    def run_alone(self) -> list[str]:
+        """Keys of what runs if every cell is trained alone, its teacher included."""
+        keys = [key for cell in self.cells for key in (cell.teacher, *cell.stages)]
+        return [key for key in keys if key in self.nodes]
 
 
 def make_plan(loaded: LoadedMatrix, only: str | None = None) -> Plan:
@@ -94,7 +99,19 @@ def make_plan(loaded: LoadedMatrix, only: str | None = None) -> Plan:
     ]
     if not cells:
         raise _no_match(loaded.matrix, only or "")
-    return Plan(loaded, planner.nodes, cells, planner.weights)
+    return Plan(loaded, _needed(planner.nodes, cells), cells, planner.weights)
+
+
+def _needed(nodes: dict[str, StageSpec], cells: list[Cell]) -> dict[str, StageSpec]:
+    """The stage runs that the cells depend on: a plain student needs no teacher."""
+    needed: set[str] = set()
+    waiting = [key for cell in cells for key in cell.stages]
+    while waiting:
+        key = waiting.pop()
+        if key not in needed:
+            needed.add(key)
+            waiting.extend(nodes[key].depends_on)
+    return {key: spec for key, spec in nodes.items() if key in needed}
 
 
 def _places(matrix: Matrix) -> Iterator[tuple[PairSection, int, int]]:
@@ -160,7 +177,7 @@ class _Planner:
         section, recipe = self.matrix.teacher, self.matrix.recipe
         rate = section.lr or recipe.optimizer.lr
         optimizer = replace(recipe.optimizer, lr=rate)
-        schedule = canonical_schedule(section.schedule or recipe.first_stage)
+        schedule = canonical_schedule(section.schedule or recipe.first_stage, section.epochs)
         training = Training(
             section.epochs, optimizer, schedule, recipe.batch_size, recipe.precision
         )
@@ -223,7 +240,7 @@ class _Planner:
             training = Training(
                 epochs=epochs[i],
                 optimizer=recipe.optimizer,
-                schedule=canonical_schedule(section.schedule or default),
+                schedule=canonical_schedule(section.schedule or default, epochs[i]),
                 batch_size=recipe.batch_size,
                 precision=recipe.precision,
                 carry=section.carry or recipe.carry,

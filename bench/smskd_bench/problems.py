@@ -33,7 +33,7 @@ class Problems:
         try:
             # JSON mode: strict about types (true is no number), yet lists may fill tuples.
             text = json.dumps(value, default=str)
-            return cast(Form, _adapter(form).validate_json(text, strict=True))
+            return cast(Form, _adapter(cast(type, form)).validate_json(text, strict=True))
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 self.add((*path, *item["loc"]), _message(item, form))

@@ -35,10 +35,10 @@ class ProgressDisplay:
         self.count = 0
         self.started = time.perf_counter()
         self.live = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # names may hold brackets
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[info]}"),
+            TextColumn("{task.fields[info]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -92,6 +92,13 @@ class ProgressDisplay:
     def waiting(self, spec: StageSpec) -> None:
         """Say that another process has this stage run."""
         self._print(f"{spec.label}: another process is training this; waiting for it", "yellow")
+
+    def skip(self, spec: StageSpec, reason: str) -> None:
+        """Count a stage run that is not run here."""
+        self.count += 1
+        self.settled += self.macs.get(spec.key, 0)
+        self.live.update(self.overall, completed=self.settled)
+        self._print(f"[{self.count}/{len(self.macs)}] {spec.label}: {reason}", "yellow")
 
     def _left(self, reached: int) -> str:
         elapsed = time.perf_counter() - self.started

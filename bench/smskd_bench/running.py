@@ -139,10 +139,17 @@ def choose_device(wanted: str) -> str:
     """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    hint = "use auto, cpu, cuda or cuda:N"
     try:
-        kind = torch.device(wanted).type
+        device = torch.device(wanted)
     except RuntimeError:
-        raise ConfigError(f"{wanted!r} is no device", "use auto, cpu, cuda or cuda:N") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"{wanted!r} is no device", hint) from None
+    if device.type == "cpu":
+        return "cpu"
+    if device.type != "cuda":
+        raise ConfigError(f"device {wanted!r} is not supported", hint)
+    if not torch.cuda.is_available():
         raise ConfigError("there is no CUDA device here", "use --device cpu, or see: doctor")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"there is no {wanted}", f"there are {torch.cuda.device_count()} here")
     return wanted

@@ -138,9 +138,16 @@ def canonical_reference(reference: Reference | None, number: int) -> Reference |
     return replace(reference, weighting=weighting)
 
 
-def canonical_schedule(schedule: Schedule) -> Schedule:
-    """Forget milestones and their factor where the kind does not read them."""
-    return schedule if schedule.kind == "step" else replace(schedule, milestones=(), gamma=1.0)
+def canonical_schedule(schedule: Schedule, epochs: int) -> Schedule:
+    """Forget what a schedule does not read, and how a milestone was written.
+
+    Only the epoch at which the rate drops can change a result: a third of 90 is 30, whether it was
+    written 0.333 or 0.3333.
+    """
+    if schedule.kind != "step":
+        return replace(schedule, milestones=(), gamma=1.0)
+    drops = [round(milestone * epochs) for milestone in schedule.milestones]
+    return replace(schedule, milestones=tuple(drop / epochs for drop in drops))
 
 
 def canonical_split(data: DataSpec) -> DataSpec:

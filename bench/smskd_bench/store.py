@@ -77,7 +77,8 @@ class Store:
     @classmethod
     def peek(cls, root: Path) -> Store:
         """Open a store for reading only; a store that is not there yet is empty."""
-        marker = _read_json(root / "store.json")
+        mend = f'if {root} is a store, write {{"format": {STORE_FORMAT}}} into that file'
+        marker = _read_json(root / "store.json", mend)
         if marker is None:
             return cls(root)
         if marker.get("format") != STORE_FORMAT:
@@ -282,7 +283,7 @@ def _try_lock(handle: int) -> bool:
     return True
 
 
-def _read_json(path: Path) -> Record | None:
+def _read_json(path: Path, mend: str = RETRAIN) -> Record | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -293,9 +294,9 @@ def _read_json(path: Path) -> Record | None:
             "check the path and its permissions, or choose another folder with --store DIR",
         ) from None
     except ValueError as error:
-        raise StoreError(f"{path} is damaged: {error}", RETRAIN) from None
+        raise StoreError(f"{path} is damaged: {error}", mend) from None
     if not isinstance(value, dict):
-        raise StoreError(f"{path} is damaged: it holds no record", RETRAIN)
+        raise StoreError(f"{path} is damaged: it holds no record", mend)
     return value
 
 

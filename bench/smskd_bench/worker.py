@@ -5,6 +5,7 @@ The worker knows the store and the device; what it trains is :mod:`smskd.stages`
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from smskd.data import Normalisation, ResidentBatches
 from smskd.datasets import load_dataset
 from smskd.datasets.base import Dataset, split_indices
-from smskd.errors import ConfigError, StoreError
+from smskd.errors import ConfigError, DivergedError, StoreError
 from smskd.evaluate import Evaluation, FixedSet, evaluate
 from smskd.methods import METHODS, MODIFIERS, Method
 from smskd.methods.objective import Part
@@ -43,7 +44,7 @@ class RunOptions:
         data_root: Folder with the data sets that are not embedded.
         download: Whether missing data may be downloaded.
         evaluate_every: Test-set accuracy for the curves every so many epochs; 0 only at the end.
-        threads: CPU threads; None leaves the choice to :func:`threads_for`.
+        threads: CPU threads; None leaves the choice to the worker.
         methods: Methods by name, plug-ins included.
     """
 
@@ -81,6 +82,7 @@ class Worker:
         self.store = store
         self.options = options
         self.available_threads = torch.get_num_threads()
+        pin_numerics()
         self._data: dict[DataSpec, LoadedData] = {}
         self._teachers: dict[str, Network] = {}
 
@@ -96,7 +98,7 @@ class Worker:
             SmskdError: it cannot be done, or diverged; the checkpoint stays.
         """
         started = time.time()
-        torch.set_num_threads(self.options.threads or threads_for(spec, self.available_threads))
+        torch.set_num_threads(self.options.threads or self._threads(spec))
         data = self.data(spec.dataset)
         self.store.begin(spec)
         if spec.imported:
@@ -107,6 +109,10 @@ class Worker:
             return result
         run, report, sessions = self._train(spec, data, progress)
         test = report.test or evaluate(run.deployed(), data.test)
+        if not math.isfinite(test.loss):
+            raise DivergedError(
+                "the student's outputs on the test set are not finite", "lower the learning rate"
+            )
         result = self._record(spec, report, test, sessions, started)
         student = run.student.model
         extra = None if run.deployed() is student else run.objective.state_dict()
@@ -138,6 +144,16 @@ class Worker:
     def _previous(self, spec: StageSpec) -> nn.Module | None:
         return self.student(self.spec(spec.parent)) if spec.parent else None
 
+    def _threads(self, spec: StageSpec) -> int:
+        """CPU threads: one where a step is too small to share, else what torch was given.
+
+        It does not depend on the machine's load; a resumed run takes the number it began with.
+        """
+        networks = [spec, *(self.spec(key) for key in spec.teachers)]
+        macs = [network_cost(n.model, n.dataset.name).macs for n in networks]
+        step = (3 * macs[0] + sum(macs[1:])) * spec.training.batch_size
+        return 1 if step < SMALL_STEP_MACS else self.available_threads
+
     def _build(self, spec: StageSpec) -> nn.Module:
         info = self.data(spec.dataset).dataset.info
         with seeded(spec.seed):
@@ -162,7 +178,14 @@ class Worker:
         best = BestOnDev(data.dev) if data.dev else None
         torch.manual_seed(derive(spec.seed, "train", spec.number))
         sessions = self._resume(spec, run, best)
-        sessions.append({"device": device_name(self.options.device), "from_epoch": run.epoch})
+        session: Record = {
+            "device": device_name(self.options.device),
+            "threads": torch.get_num_threads(),
+            "from_epoch": run.epoch,
+            "wall_seconds": 0.0,
+        }
+        sessions.append(session)
+        started = time.perf_counter()
         batches = ResidentBatches(
             data.train_images, data.train_labels, spec.training.batch_size, spec.seed,
             data.normalise, _augmentation(data.dataset),
@@ -173,6 +196,7 @@ class Worker:
                 best.observe(run)
             if self._wants_test(run):
                 run.history[-1]["test_top1"] = evaluate(run.deployed(), data.test).top1
+            session["wall_seconds"] = time.perf_counter() - started
             self.store.save_checkpoint(spec.key, _checkpoint(run, best, sessions))
             progress(spec, run.history[-1])
 
@@ -219,6 +243,8 @@ class Worker:
             best.top1, best.epoch, best.weights = state["best"]
         restore_rng(state["rng"])
         sessions: list[Record] = state["sessions"]
+        if not self.options.threads:  # other threads would add up in another order
+            torch.set_num_threads(sessions[-1]["threads"])
         return sessions
 
     def _import(self, spec: StageSpec, data: LoadedData, file: Path | None) -> nn.Module:
@@ -257,6 +283,7 @@ class Worker:
             "last": history[-1] if history else {},
             "train_seconds": sum(row["seconds"] for row in history),
             "images_per_s": _speed(history),
+            "wall_seconds": sum(session["wall_seconds"] for session in sessions),
             "wall_seconds_last_session": time.time() - started,
             "finished": time.time(),
             "sessions": sessions,
@@ -271,19 +298,16 @@ class Worker:
         }
 
 
-SMALL_STEP_MACS = 1e8
-"""A training step of a student below this does not gain from a second thread."""
+SMALL_STEP_MACS = 1e9
+"""A training step below this gains little from a second thread and loses much on a busy machine."""
 
 
-def threads_for(spec: StageSpec, available: int) -> int:
-    """CPU threads for a stage run: one where a step is too small to be worth sharing.
-
-    Threads that wait for each other at every small operation gain nothing on an idle machine and
-    lose much on a busy one. The choice depends on the specification alone, never on the machine's
-    load, so that a resumed run takes the same one.
-    """
-    macs = 3 * network_cost(spec.model, spec.dataset.name).macs * spec.training.batch_size
-    return 1 if macs < SMALL_STEP_MACS else available
+def pin_numerics() -> None:
+    """Make a GPU compute fp32 as fp32, and the same way each time; no effect on a CPU."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def to_device(model: nn.Module, device: str) -> nn.Module:

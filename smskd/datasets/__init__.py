@@ -1,7 +1,7 @@
 """Datasets by name: facts that planning reads, and readers that return uint8 arrays.
 
-Importing this needs numpy only; scikit-learn is imported when its digits are read. To add a
-dataset, write a reader and add a line to :data:`DATASETS`.
+Importing this needs numpy only; scikit-learn has to be installed where its digits are read. To add
+a dataset, write a reader and add a line to :data:`DATASETS`.
 """
 
 from __future__ import annotations

@@ -58,21 +58,17 @@ def test_a_divergence_becomes_a_row_and_the_rest_goes_on(diverged):
 def test_a_divergence_is_not_tried_again_unless_asked(diverged):
     bench, matrix, store, _ = diverged
     (path,) = store.rglob("failed.json")
-    before = path.read_bytes()
+    before, status = path.read_bytes(), bench.start("status", "--store", store, "--matrix", matrix)
     counts, failures = closing(bench.run(matrix, store, expect=4))
     assert counts.startswith("0 stage runs trained, 3 already there, 2 failed")
     assert "diverged" in failures[0]
     assert path.read_bytes() == before
+    said = finish(status).out
+    assert "2 of 4 cells done" in said
+    assert "resnet8_half kd s0 stage 1: diverged: loss term" in said
     counts, _ = closing(bench.run(matrix, store, "--retry-failed", expect=4))
     assert counts.startswith("0 stage runs trained, 3 already there, 2 failed")
     assert json.loads(path.read_text())["time"] > json.loads(before)["time"]
-
-
-def test_status_says_what_failed(diverged):
-    bench, matrix, store, _ = diverged
-    done = bench("status", "--store", store, "--matrix", matrix)
-    assert "2 of 4 cells done" in done.out
-    assert "resnet8_half kd s0 stage 1: diverged: loss term" in done.out
 
 
 # Methods of other packages.
@@ -187,15 +183,6 @@ def test_a_damaged_parent_stops_with_its_name(bench, finished, copied):
     assert litter(copied) == []
 
 
-def test_a_damaged_checkpoint_means_to_start_over(bench, finished, copied):
-    folder = folder_of(copied, f"{STUDENT}/kd/s0")
-    for name in ("result.json", "student.safetensors", "predictions.safetensors"):
-        (folder / name).unlink()
-    (folder / "checkpoint.pt").write_bytes(b"PK\x03\x04 half of one")
-    bench.run(finished.matrix, copied)
-    assert outputs(copied) == outputs(finished.store)
-
-
 def test_missing_data_are_said_before_anything_is_made(bench):
     document = tiny(["kd"], dataset={"name": "cifar100"})
     store = bench.folder / "store"
@@ -205,15 +192,6 @@ def test_missing_data_are_said_before_anything_is_made(bench):
     assert "--data-root" in done.err
     assert not list(store.glob("stages/*"))
     assert done.out == ""
-
-
-def test_a_store_of_a_newer_version_is_left_alone(bench, finished):
-    store = bench.folder / "store"
-    store.mkdir()
-    (store / "store.json").write_text('{"format": 2}')
-    done = bench.run(finished.matrix, store, expect=3)
-    assert "format 2" in done.err
-    assert [p.name for p in store.iterdir()] == ["store.json"]
 
 
 # A disk that is full, a store that turns read-only.
@@ -234,7 +212,7 @@ def small_disk(folder, size):
 
 def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_after(bench, finished):
     with small_disk(bench.folder / "disk", "64k") as store:
-        for size in ("64k", "250k", "400k"):
+        for size in ("64k", "400k"):
             subprocess.run(["mount", "-o", f"remount,size={size}", str(store)], check=True)
             done = bench.run(finished.matrix, store, expect=3)
             print(f"\n{size}: {len(records(store))} stage runs done; {done.err.splitlines()}")
@@ -276,8 +254,8 @@ def test_a_store_that_turns_read_only_stops_the_run_which_goes_on_after(ordinary
     done = finish(process, expect=3)
     refusal = f"the store {store} cannot be written: "
     assert refusal + "Permission denied" in done.err
-    again = ordinary.run(matrix, store, expect=3)
-    assert refusal in again.err
+    again = ordinary.start_run(matrix, store)
+    assert refusal in finish(again, expect=3).err
     set_writable(store, True)
     ordinary.run(matrix, store)
     assert litter(store) == []

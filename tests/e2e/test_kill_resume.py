@@ -43,6 +43,10 @@ def taken_up(store):
     return {p.parent.name: p.stat().st_mtime for p in store.glob("stages/*/*/spec.json")}
 
 
+def taken_up_since(store, before):
+    return lambda: taken_up(store) != before
+
+
 def seconds_since_checkpoint(store, before, sent):
     """How old the last checkpoint of the killed process was; None if it had written none."""
     mine = [key for key, time in taken_up(store).items() if before.get(key) != time]
@@ -83,38 +87,43 @@ def check_end(store, undisturbed, resumed):
         assert epoch in [session["from_epoch"] for session in ours[key]["sessions"]]
 
 
-def test_kills_in_teacher_first_and_second_stage(bench, undisturbed):
+def test_kills_in_teacher_first_and_second_stage_and_ctrl_c(bench, undisturbed):
     matrix, store, resumed = bench.matrix(document()), bench.folder / "store", []
-    # The second is after the teacher's last epoch: only the end of its stage run is left to do.
-    for place, epoch in ((TEACHER, 2), (TEACHER, TEACHER_EPOCHS), (FIRST, 2), (SECOND, 2)):
+    moments = (
+        (TEACHER, 2, signal.SIGKILL),
+        (TEACHER, TEACHER_EPOCHS, signal.SIGKILL),  # only the end of the stage run is left to do
+        (FIRST, 2, signal.SIGKILL),
+        (FIRST, 4, signal.SIGINT),
+        (SECOND, 2, signal.SIGKILL),
+    )
+    for place, epoch, number in moments:
         process = bench.start_run(matrix, store)
         wait_for(lambda at=(place, epoch): reached(store, *at), process)
-        kill(process)
-        assert process.returncode == -signal.SIGKILL
+        process.send_signal(number)
+        if number == signal.SIGINT:
+            check_interrupted(finish(process, expect=130), store)
+        else:
+            process.communicate(timeout=60)
+            assert process.returncode == -number
         resumed += saved(store).items()
         assert not any(Store(store).is_running(key) for key in taken_up(store))
-    assert 3 <= len(resumed) <= 4  # the second may have come after the end of the teacher
+    assert 3 <= len(resumed) <= len(moments)  # a stage run may have ended before the signal came
     assert all(epoch >= 2 for _, epoch in resumed)
+    status = bench("status", "--store", store).out
     bench.run(matrix, store)
     check_end(store, undisturbed, resumed)
     assert sum(len(r["sessions"]) - 1 for r in records(store).values()) == len(resumed)
+    if saved_last := [
+        epoch for key, epoch in resumed if records(store)[key]["spec"]["number"] == 2
+    ]:
+        assert f"stopped after {saved_last[-1]} epochs; run again to go on" in status
 
 
-def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(bench, undisturbed):
-    matrix, store = bench.matrix(document()), bench.folder / "store"
-    process = bench.start_run(matrix, store)
-    wait_for(lambda: reached(store, FIRST, 2), process)
-    process.send_signal(signal.SIGINT)
-    done = finish(process, expect=130)
+def check_interrupted(done, store):
     assert done.err == "\nstopped; the same command goes on from the last checkpoint\n"
     assert done.seconds < 5.0
     assert not list(store.rglob("*.tmp"))
     assert not list(store.rglob("failed.json"))
-    resumed = list(saved(store).items())
-    status = bench("status", "--store", store)
-    assert f"stopped after {resumed[0][1]} epochs; run again to go on" in status.out
-    bench.run(matrix, store)
-    check_end(store, undisturbed, resumed)
 
 
 def random_kills(bench, undisturbed, kills, longest_s):
@@ -129,7 +138,8 @@ def random_kills(bench, undisturbed, kills, longest_s):
             before = taken_up(store)
             process = bench.start_run(matrix, store)
             if draw.random() < 0.8:  # else also while it starts
-                wait_for(lambda b=before, s=store: taken_up(s) != b, process)
+                moved = taken_up_since(store, before)
+                wait_for(lambda m=moved, p=process: m() or p.poll() is not None, process)
             try:
                 process.wait(draw.uniform(0.0, longest_s))
                 ended = True
@@ -160,18 +170,21 @@ def test_many_kills_at_random_moments(bench, undisturbed):
 def test_what_a_kill_inside_a_write_leaves_is_cleared(bench, finished, copied):
     """Moments too short to hit by chance, made by hand from what is on disk at them."""
     results = sorted(copied.glob("stages/*/*/result.json"))
-    torn, between = results[0].parent, results[1].parent
-    # Inside the write of a checkpoint.
-    for name in ("result.json", "student.safetensors", "predictions.safetensors"):
-        (torn / name).unlink()
+    torn, damaged, between = (path.parent for path in results[:3])
+    for folder in (torn, damaged):
+        for name in ("result.json", "student.safetensors", "predictions.safetensors"):
+            (folder / name).unlink()
+    # Inside the write of the first checkpoint.
     (torn / ".checkpoint.pt.4711.tmp").write_bytes(b"half of one")
+    # Not by a kill, but by a disk: a checkpoint that cannot be read means to start over.
+    (damaged / "checkpoint.pt").write_bytes(b"PK\x03\x04 half of one")
     # After the result, before the checkpoint was removed.
     (between / "checkpoint.pt").write_bytes(b"of no use any more")
     # After the lock, before the specification.
     locked = copied / "stages" / "ab" / ("ab" * 32)
     locked.mkdir(parents=True)
     (locked / "lock").touch()
-    assert "7 done, 1 missing (8 stage runs)" in bench("status", "--store", copied).out
+    assert "6 done, 2 missing (8 stage runs)" in bench("status", "--store", copied).out
     bench.run(finished.matrix, copied)
     assert outputs(copied) == outputs(finished.store)
     assert litter(copied) == []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -147,18 +148,17 @@ def test_evaluate_every_adds_a_curve_and_changes_nothing_else(finished, parts):
 
 
 def test_changes_train_what_they_must_and_no_more(bench, finished, copied):
-    text = finished.matrix.read_text()
-    later = bench.folder / "later.yaml"
+    text, other = finished.matrix.read_text(), shutil.copytree(copied, bench.folder / "other")
+    later, seeds = bench.folder / "later.yaml", bench.folder / "seeds.yaml"
     later.write_text(text.replace("- 3\n  - 2\n", "- 3\n  - 1\n"))
-    done = bench.run(later, copied)
-    # Second stages of fitnet>kd and kd>fitnet, second and third of the row of three: the first is shared.
-    assert counts(done) == (3, len(NAMES) - 3, 0)
-    seeds = bench.folder / "seeds.yaml"
     seeds.write_text(text.replace("seeds:\n- 0\n", "seeds:\n- 0\n- 1\n"))
-    done = bench.run(seeds, copied)
-    assert counts(done) == (len(NAMES) - 1, len(NAMES), 0)  # the teacher has its own seed
-    for key, made in outputs(finished.store).items():
-        assert outputs(copied)[key] == made
+    started = bench.start_run(later, copied), bench.start_run(seeds, other)
+    shorter, more = (counts(finish(process)) for process in started)
+    assert shorter == (3, len(NAMES) - 3, 0)  # fitnet>kd, kd>fitnet, fitnet>kd>dkd
+    assert more == (len(NAMES) - 1, len(NAMES), 0)  # the teacher has its own seed
+    for store in (copied, other):
+        made = outputs(store)
+        assert {key: made[key] for key in outputs(finished.store)} == outputs(finished.store)
 
 
 def test_imported_teachers_work_as_trained_ones_do(bench, finished):
@@ -187,34 +187,30 @@ def test_imported_teachers_work_as_trained_ones_do(bench, finished):
                 ours[stage]["test"]["top1"], abs=off
             )
         assert teacher["test"]["top1"] == pytest.approx(ours[TEACHER]["test"]["top1"], abs=off / 5)
-    keys = [
-        set(outputs(path))
-        for path in (finished.store, bench.folder / "full", bench.folder / "half")
-    ]
-    assert (
-        len(set.union(*keys)) == len(keys[0]) + 3 + 3
-    )  # the fitnet row needs no other teacher's key
+    stores = (finished.store, bench.folder / "full", bench.folder / "half")
+    keys = set().union(*(outputs(store) for store in stores))
+    assert len(keys) == len(NAMES) + 4 + 4  # what learns from another file has another key
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("another model", ["weights.safetensors", "resnet8_half", "10 classes"]),
-        ("no weights", ["weights.safetensors", "cannot be read"]),
-    ],
-)
-def test_wrong_teacher_weights_are_refused(bench, finished, kind, words):
-    file = bench.folder / "weights.safetensors"
+def test_wrong_teacher_weights_are_refused(bench, finished):
     student = folder_of(finished.store, f"{STUDENT}/kd/s0") / "student.safetensors"
-    file.write_bytes(student.read_bytes() if kind == "another model" else b"PK" * 500)
-    weights = {"weights": {"resnet8_half": "weights.safetensors"}}
-    matrix = bench.matrix(tiny(["kd"], teacher=weights))
-    done = bench.run(matrix, bench.folder / "store", expect=3)
-    assert done.err.startswith("error: ")
-    for word in words:
-        assert word in done.err
-    assert "delete its folder" not in done.err  # the file is the user's, not the store's
-    assert outputs(bench.folder / "store") == {}
+    cases = {
+        "other": (student.read_bytes(), ["other.safetensors", "resnet8_half", "10 classes"]),
+        "torn": (student.read_bytes()[:2000], ["torn.safetensors cannot be read"]),
+    }
+    started = []
+    for name, (content, _) in cases.items():
+        (bench.folder / f"{name}.safetensors").write_bytes(content)
+        teacher = {"weights": {"resnet8_half": f"{name}.safetensors"}}
+        matrix = bench.matrix(tiny(["kd"], teacher=teacher), name)
+        started.append(bench.start_run(matrix, bench.folder / name))
+    for process, (name, (_, words)) in zip(started, cases.items(), strict=True):
+        done = finish(process, expect=3)
+        assert done.err.startswith("error: ")
+        for word in words:
+            assert word in done.err
+        assert "delete its folder" not in done.err  # the file is the user's, not the store's
+        assert outputs(bench.folder / name) == {}
 
 
 def test_best_on_dev_hands_on_the_best_epoch(bench):

@@ -72,7 +72,9 @@ def test_lineage_is_in_config_and_artifacts(offline):
     assert (config["key"], config["parent_key"], config["teacher_keys"]) == (two, kd, [teacher])
     assert runs[NAMES[0]].config["parent_key"] is None
     assert config["training"]["epochs"] == 2
-    for name, key, inputs in zip(NAMES, (teacher, kd, two), ([], [teacher], [teacher, kd]), strict=True):
+    for name, key, inputs in zip(
+        NAMES, (teacher, kd, two), ([], [teacher], [teacher, kd]), strict=True
+    ):
         artifacts = {a.name: a for a in runs[name].artifacts}
         assert {n for n, a in artifacts.items() if a.use_after_commit} == {
             f"student-{used[:16]}" for used in inputs
@@ -88,7 +90,9 @@ def test_lineage_is_in_config_and_artifacts(offline):
 def test_nothing_is_written_outside_the_store(offline):
     bench, store, _, _ = offline
     made = files_below(bench.folder, without=store)
-    assert [p for p in made if (bench.folder / "tmp") not in p.parents] == [bench.folder / "matrix.yaml"]
+    assert [p for p in made if (bench.folder / "tmp") not in p.parents] == [
+        bench.folder / "matrix.yaml"
+    ]
     assert [p for p in made if (bench.folder / "tmp") in p.parents] == []
 
 
@@ -101,16 +105,8 @@ def test_a_finished_matrix_is_not_mirrored_again(offline):
 
 def test_disabled_by_the_environment_records_nothing(bench):
     store = bench.folder / "store"
-    bench.run(bench.matrix(tiny(["kd"])), store, "--tracking", "wandb", WANDB_MODE="disabled")
+    bench.run(bench.matrix(tiny(["scratch"])), store, "--tracking", "wandb", WANDB_MODE="disabled")
     assert not (store / "wandb").exists()
-
-
-def test_an_unknown_mode_is_refused_before_training(bench):
-    store = bench.folder / "store"
-    matrix = bench.matrix(tiny(["kd"]))
-    done = bench.run(matrix, store, "--tracking", "wandb", WANDB_MODE="onlin", expect=2)
-    assert "WANDB_MODE is 'onlin'" in done.err
-    assert outputs(store) == {}
 
 
 @pytest.mark.parametrize("patience", ["4", pytest.param("", marks=pytest.mark.slow)])
@@ -121,12 +117,18 @@ def test_a_server_out_of_reach_costs_a_bounded_wait_and_nothing_else(bench, offl
     away |= {"WANDB_INIT_TIMEOUT": patience} if patience else {}
     done = bench.run(bench.matrix(tiny(*ROWS)), store, "--tracking", "wandb", **away)
     said = [line for line in done.out.splitlines() if line.startswith("tracking: W&B: ")]
-    print(f"\nserver out of reach: {done.seconds - plain.seconds:+.1f} s against offline", *said, sep="\n  ")
+    print(
+        f"\nserver out of reach: {done.seconds - plain.seconds:+.1f} s against offline",
+        *said,
+        sep="\n  ",
+    )
     assert said
     assert outputs(store) == outputs(reference)
     assert done.seconds < plain.seconds + 40.0
     assert KEY not in done.text
-    assert [p for p in bench.folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()] == []
+    assert [
+        p for p in bench.folder.rglob("*") if p.is_file() and KEY.encode() in p.read_bytes()
+    ] == []
     if patience:
         assert "recording offline, no online run" in said[0]
         recorded = {run.run.run_id for run in logged_runs(store / "wandb")}
@@ -139,7 +141,9 @@ def test_a_killed_run_is_closed_and_continued(bench):
     matrix, store = bench.matrix(document), bench.folder / "store"
     words = ("--only", "scratch", "--tracking", "wandb")
     process = bench.start_run(matrix, store, *words)
-    wait_for(lambda: any(Store(store).checkpoint(key) for key in Store(store).stage_keys()), process)
+    wait_for(
+        lambda: any(Store(store).checkpoint(key) for key in Store(store).stage_keys()), process
+    )
     kill(process)
     wait_for(lambda: [run.exit_code for run in logged_runs(store / "wandb")] == [1], None)
     bench.run(matrix, store, *words)

@@ -1,6 +1,8 @@
 """Matrix files: every mistake at once, with its line; short forms; what overrides what."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -153,7 +155,10 @@ WRONG_VALUES = [
     ({"name": ""}, "name: is empty"),
     ({"name": "a\nb"}, "name: must be one line"),
     ({"seeds": []}, "seeds: is empty; give at least one"),
-    ({"seeds": [-1]}, "seeds[0]: must be 0 or more, but it is -1"),
+    ({"seeds": [-1]}, "seeds[0]: must be from 0 to 2**63 - 1, but it is -1"),
+    ({"seeds": [2**63]}, "seeds[0]: must be from 0 to 2**63 - 1"),
+    ({"teacher": {"seed": -1}}, "teacher.seed: must be from 0 to 2**63 - 1"),
+    ({"dataset": {"name": "digits", "split_seed": -1}}, "dataset.split_seed: must be from 0"),
     ({"seeds": [True]}, "seeds[0]: input should be a valid integer, but it is true"),
     ({"seeds": [1.0]}, "seeds[0]: input should be a valid integer, but it is 1.0"),
     ({"seeds": 3}, "seeds: input should be a list, but it is 3"),
@@ -500,6 +505,31 @@ def test_weights_are_found_beside_the_matrix_file(tmp_path, monkeypatch):
     assert load_matrix(file).file == file
 
 
+# --------------------------------------------------------------------------------- documentation
+
+DOCS = (Path(__file__).parents[2] / "docs" / "matrix.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(?:yaml)?\n(.*?)```", DOCS, re.S)
+
+
+def block(start):
+    return next(text for text in BLOCKS if text.startswith(start))
+
+
+def test_the_example_of_the_documentation():
+    plan = make_plan(load_text(block("schema: 1")))
+    said = re.search(
+        r"This has (\d+) cells: .*?would be (\d+)\s+stage runs.*?Shared they are (\d+)", DOCS, re.S
+    )
+    counted = (len(plan.cells), plan.stages_before_sharing(), len(plan.nodes))
+    assert tuple(map(int, said.groups())) == counted
+
+
+def test_the_error_listing_of_the_documentation():
+    with pytest.raises(ConfigError) as caught:
+        load_text(block("name: demo\n"), Path("demo.yaml"))
+    assert f"error: {caught.value}\n" == block("error: demo.yaml")
+
+
 # -------------------------------------------------------------------------------------------- fuzz
 
 LEAVES = st.one_of(
@@ -555,12 +585,10 @@ def mutated(draw):
 def test_any_document_gives_a_plan_or_one_error(document):
     text = yaml.safe_dump(document, allow_unicode=True)
     try:
-        plan = make_plan(load_text(text))
+        answer = make_plan(load_text(text)).cells[0].name
     except SmskdError as error:
-        assert error.message
-        str(error).encode()
-    else:
-        assert plan.cells
+        answer = str(error)
+    assert answer.encode()
 
 
 @settings(

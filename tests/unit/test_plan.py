@@ -3,11 +3,11 @@
 import time
 
 import pytest
-
 from matrices import PAIR, load, plan_of, specs
-from smskd.errors import ConfigError
 from smskd_bench.cost import network_cost, plan_cost, stage_macs
 from smskd_bench.plan import make_plan, merge
+
+from smskd.errors import ConfigError
 
 PAIRS = [
     {"teacher": "resnet14_half", "student": "resnet8_quarter"},

@@ -3,16 +3,17 @@
 import csv
 import io
 import json
+import platform
 import statistics
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-
 from matrices import PAIR, plan_of
-from smskd.errors import StoreError
+from rich.console import Console
 from smskd_bench.cost import network_cost
+from smskd_bench.environment import code_revision, machine, package_versions
+from smskd_bench.progress import ProgressDisplay, duration
 from smskd_bench.report.rows import best_cell, leaderboard_rows
 from smskd_bench.report.tables import FOOTNOTE, FORMATS, human, print_table, render, terminal_table
 from smskd_bench.store import RESULT, Store
@@ -22,6 +23,8 @@ from smskd_export.machine import Machine
 from smskd_export.onnx_graph import GraphInfo
 from smskd_export.parity import Parity
 from smskd_export.report import ExportReport, MeasuredLatency, write_report
+
+from smskd.errors import StoreError
 
 ROWS = [
     {"stages": ["scratch"], "name": "student"},
@@ -62,7 +65,11 @@ def store(tmp_path, plan):
     for cell in plan.cells:
         numbers = TOP1.get(cell.row, [])
         if cell.seed < len(numbers):
-            kept = {"same": 50.0, "kept": 80.0 + 10.0 * cell.seed, "gained": 1.0} if cell.row == "smskd" else None
+            kept = (
+                {"same": 50.0, "kept": 80.0 + 10.0 * cell.seed, "gained": 1.0}
+                if cell.row == "smskd"
+                else None
+            )
             fill(store, plan, cell.stages[-1], numbers[cell.seed], kept)
     broken = cell_of(plan, "fitnet_with_hints>logit_standardised_kd>dkd", 1)
     store.begin(plan.nodes[broken.stages[1]])
@@ -92,7 +99,11 @@ def test_means_and_deviations(rows):
         assert list(row.top1.values()) == numbers
         assert row.mean == pytest.approx(np.mean(numbers))
         if len(numbers) > 1:
-            assert row.std == pytest.approx(np.std(numbers, ddof=1)) == pytest.approx(statistics.stdev(numbers))
+            assert (
+                row.std
+                == pytest.approx(np.std(numbers, ddof=1))
+                == pytest.approx(statistics.stdev(numbers))
+            )
         else:
             assert row.std is None
 
@@ -172,12 +183,20 @@ def test_epochs_cost_teacher_and_what_was_kept(rows):
 
 
 def test_pairs_stay_in_the_order_of_the_file(tmp_path):
-    pairs = [{"teacher": "resnet20", "student": "resnet8_half"}, {"teacher": "resnet14_half", "student": "resnet8_quarter"}]
+    pairs = [
+        {"teacher": "resnet20", "student": "resnet8_half"},
+        {"teacher": "resnet14_half", "student": "resnet8_quarter"},
+    ]
     plan, store = plan_of(pairs=pairs, rows=[["kd"], ["at"]]), Store.open(tmp_path)
     for cell in plan.cells:
         fill(store, plan, cell.stages[-1], 50.0 + (cell.pair == PAIR) * 20 + (cell.row == "at"))
     found = [(row.pair, row.row) for row in leaderboard_rows(plan, store)]
-    assert found == [("resnet20>resnet8_half", "at"), ("resnet20>resnet8_half", "kd"), (PAIR, "at"), (PAIR, "kd")]
+    assert found == [
+        ("resnet20>resnet8_half", "at"),
+        ("resnet20>resnet8_half", "kd"),
+        (PAIR, "at"),
+        (PAIR, "kd"),
+    ]
 
 
 def test_only_what_was_chosen_is_shown(store):
@@ -189,7 +208,9 @@ def test_only_what_was_chosen_is_shown(store):
 def test_an_empty_store(tmp_path, plan):
     rows = leaderboard_rows(plan, Store.peek(tmp_path / "none"))
     assert {row.status for row in rows} == {"missing"}
-    assert [row.row for row in rows] == [r["name"] if isinstance(r, dict) else "fitnet+kd" for r in ROWS]
+    assert [row.row for row in rows] == [
+        r["name"] if isinstance(r, dict) else "fitnet+kd" for r in ROWS
+    ]
 
 
 def test_a_damaged_result_is_one_message(plan, store):
@@ -211,7 +232,19 @@ def test_the_exported_cell_is_the_lowest_seed_that_is_done(plan, store):
 def export(store, key, target="cpu", p50_ns=1_500_000, quick=False, folder=None, measured=True):
     """A bundle with nothing but its report."""
     summary = LatencySummary(
-        100, p50_ns - 1, p50_ns, p50_ns * 2, p50_ns * 3, None, None, None, p50_ns * 4, 1.0, 0.01, (1.0,), ()
+        100,
+        p50_ns - 1,
+        p50_ns,
+        p50_ns * 2,
+        p50_ns * 3,
+        None,
+        None,
+        None,
+        p50_ns * 4,
+        1.0,
+        0.01,
+        (1.0,),
+        (),
     )
     profile = load_target("cpu")
     report = ExportReport(
@@ -296,7 +329,10 @@ def test_markdown_is_a_table(rows):
 
 
 def test_one_markdown_table_a_pair(tmp_path):
-    pairs = [{"teacher": "resnet20", "student": "resnet8_half"}, {"teacher": "resnet14_half", "student": "resnet8_quarter"}]
+    pairs = [
+        {"teacher": "resnet20", "student": "resnet8_half"},
+        {"teacher": "resnet14_half", "student": "resnet8_quarter"},
+    ]
     rows = leaderboard_rows(plan_of(pairs=pairs, rows=[["kd"]]), Store.peek(tmp_path))
     text = render(rows, "markdown")
     assert len(markdown_tables(text)) == 2
@@ -309,7 +345,9 @@ def test_csv_reads_back(rows):
     for line, row in zip(found, rows, strict=True):
         assert None not in line
         assert None not in line.values()
-        assert float(line["mean"] or "nan") == pytest.approx(row.mean if row.mean is not None else float("nan"), nan_ok=True)
+        assert float(line["mean"] or "nan") == pytest.approx(
+            row.mean if row.mean is not None else float("nan"), nan_ok=True
+        )
         assert line["status"] == row.status
         assert line["note"] == row.note
         assert int(line["n"]) == len(row.top1)
@@ -327,7 +365,13 @@ def test_json_reads_back(plan, store, rows):
 
 
 def shown(rows, width):
-    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None, legacy_windows=False)
+    console = Console(
+        width=width,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system=None,
+        legacy_windows=False,
+    )
     print_table(rows, console)
     return console.file.getvalue()
 
@@ -348,10 +392,18 @@ def test_the_terminal_table_is_never_too_wide_and_no_name_is_cut(plan, store, wi
     for row in rows:
         assert row.row.replace(" ", "") in names, text
     assert "\u2026" not in column(text, 2)
-    numbers = column(text, 4).replace(" ", "")
     for row in rows:
         if row.mean is not None:
-            assert f"{row.mean:.2f}" in numbers, text
+            assert f" {row.mean:.2f} " in text
+    assert "no reference" in text
+    assert "+1.67 \u00b1 1.89" in text
+    assert "never [/trained]" in text
+    assert "s1 diverged: loss term [sp] became NaN in epoch" in " ".join(text.split())
+
+
+def test_a_narrow_terminal_says_what_it_leaves_out(rows):
+    assert "left out here: kind, epochs," in shown(rows, 80)
+    assert "left out" not in shown(rows, 200)
 
 
 def test_a_wide_terminal_shows_every_name_on_one_line(rows):
@@ -380,7 +432,7 @@ def test_no_rows_at_all():
     assert render([], "csv").count("\n") == 1
     assert json.loads(render([], "json")) == []
     assert markdown_tables(render([], "markdown")) == []
-    terminal_table([])
+    terminal_table([], 80)
 
 
 def test_formats_are_those_of_the_command_line():
@@ -394,3 +446,59 @@ def test_formats_are_those_of_the_command_line():
 )  # fmt: skip
 def test_counts_with_units(number, text):
     assert human(number) == text
+
+
+# --------------------------------------------------------------------------------- while it runs
+
+
+def watched(plan, terminal):
+    """What a display shows of one teacher, two epochs of a student, and a failure."""
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=terminal, color_system=None)
+    cell = cell_of(plan, "never [/trained]")
+    teacher, student = plan.nodes[cell.teacher], plan.nodes[cell.stages[0]]
+    result = {"test": {"top1": 90.0}, "train_seconds": 1.5, "images_per_s": 12345.6}
+    with ProgressDisplay(console, plan, list(plan.nodes)) as display:
+        display.begin(teacher)
+        display.end(teacher, "done", result, "")
+        display.waiting(student)
+        display.begin(student)
+        for epoch in (1, 2):
+            display.epoch(student, {"epoch": epoch, "images_per_s": 4321.0})
+        display.live.refresh()
+        display.end(student, "failed", None, "shape [64, 3] is [/bad]")
+    return out.getvalue()
+
+
+def test_the_display_of_a_log_has_a_line_for_each_stage_run(plan):
+    lines = watched(plan, terminal=False).splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"[1/{len(plan.nodes)}] resnet14_half scratch s0 stage 1")
+    assert "90.00 %" in lines[0]
+    assert "12,346 images/s" in lines[0]
+    assert "another process is training this" in lines[1]
+    assert lines[2].endswith("resnet8_quarter rkd s0 stage 1: failed: shape [64, 3] is [/bad]")
+
+
+def test_the_display_of_a_terminal_shows_cell_epoch_and_speed(plan):
+    text = watched(plan, terminal=True)
+    assert "never [/trained]/s0" in text
+    assert "epoch 2/2  4,321 images/s" in text
+    assert " left" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (42.4, "0:42"), (59.6, "1:00"), (723, "12:03"), (10859, "3:00:59"), (-1, "0:00")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_environment_of_a_number():
+    code, here, packages = code_revision(), machine(), package_versions()
+    assert set(code) == {"revision", "dirty"}
+    assert here["cores"] >= 1
+    assert here["memory_gib"] > 0
+    assert platform.node() not in json.dumps(here)
+    assert packages["torch"] == torch.__version__

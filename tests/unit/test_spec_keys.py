@@ -6,17 +6,17 @@ import json
 from dataclasses import fields, replace
 
 import pytest
+import smskd_bench.plan as plan_module
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import smskd_bench.plan as plan_module
 from matrices import content, load_text, plan_of, specs
+from smskd_bench.plan import make_plan
+from smskd_bench.spec import DataSpec, MethodSpec, NamedSettings, StageSpec, key_of
+
 from smskd.methods import METHODS
 from smskd.models import MODELS
 from smskd.settings import Optimizer, Reference, Schedule, Training, Weighting
-from smskd_bench.plan import make_plan
-from smskd_bench.spec import DataSpec, MethodSpec, NamedSettings, StageSpec, key_of
 
 ROW = {"stages": ["fitnet", {"method": "kd"}], "name": "r"}
 MAP = {"map": "constant"}

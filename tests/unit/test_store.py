@@ -12,12 +12,22 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from matrices import plan_of, specs
-from smskd.errors import StoreError
 from smskd_bench.atomic import write_atomically, write_json
 from smskd_bench.status import state_of
-from smskd_bench.store import CHECKPOINT, FAILED, PREDICTIONS, RESULT, SPEC, WEIGHTS, Store, load_weights, save_weights
+from smskd_bench.store import (
+    CHECKPOINT,
+    FAILED,
+    PREDICTIONS,
+    RESULT,
+    SPEC,
+    WEIGHTS,
+    Store,
+    load_weights,
+    save_weights,
+)
+
+from smskd.errors import StoreError
 
 ROOT = Path(__file__).parents[2]
 TENSORS = {
@@ -210,7 +220,9 @@ def test_an_unknown_stage_run(store):
 def test_weights_have_the_same_bytes_whatever_their_layout(tmp_path):
     other = {
         "bn.num_batches_tracked": TENSORS["bn.num_batches_tracked"].clone(),
-        "conv.weight": TENSORS["conv.weight"].to(memory_format=torch.channels_last).requires_grad_(),
+        "conv.weight": TENSORS["conv.weight"]
+        .to(memory_format=torch.channels_last)
+        .requires_grad_(),
         "bn.running_mean": torch.zeros(4)[::2],
     }
     save_weights(tmp_path / "a", TENSORS, {"key": "k"})
@@ -240,7 +252,9 @@ def cut(path, at):
 @pytest.fixture
 def finished(store, spec):
     store.begin(spec)
-    store.save_checkpoint(spec.key, {"epoch": 3, "w": torch.ones(500), "rng": torch.get_rng_state()})
+    store.save_checkpoint(
+        spec.key, {"epoch": 3, "w": torch.ones(500), "rng": torch.get_rng_state()}
+    )
     checkpoint = (store.folder(spec.key) / CHECKPOINT).read_bytes()
     store.complete(spec.key, record(spec), TENSORS, PREDICTED)
     (store.folder(spec.key) / CHECKPOINT).write_bytes(checkpoint)
@@ -267,7 +281,16 @@ def test_weights_that_were_cut(finished, spec, at):
     one_message(lambda: finished.predictions(spec.key), PREDICTIONS)
 
 
-@pytest.mark.parametrize("data", [b"\xff" * 200, b"\0" * 200, b"x", b"PK\x03\x04" + b"0" * 60, b"\x08" + b"\0" * 7 + b"{}      "])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff" * 200,
+        b"\0" * 200,
+        b"x",
+        b"PK\x03\x04" + b"0" * 60,
+        b"\x08" + b"\0" * 7 + b"{}      ",
+    ],
+)
 def test_weights_that_are_something_else(finished, spec, data):
     for name in (WEIGHTS, PREDICTIONS):
         (finished.folder(spec.key) / name).write_bytes(data)
@@ -344,7 +367,12 @@ def test_opening_makes_it_once(tmp_path):
 def test_another_format_is_refused_and_nothing_is_changed(tmp_path, text):
     (tmp_path / "store.json").write_text(text)
     for look in (Store.open, Store.peek):
-        one_message(lambda look=look: look(tmp_path), "has format", "this version reads format 1", "--store DIR")
+        one_message(
+            lambda look=look: look(tmp_path),
+            "has format",
+            "this version reads format 1",
+            "--store DIR",
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["store.json"]
     assert (tmp_path / "store.json").read_text() == text
 

@@ -14,7 +14,7 @@ from smskd.train import Row
 from smskd_bench.plan import Plan
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import Record, Store
-from smskd_bench.worker import Worker
+from smskd_bench.worker import Progress, Worker
 
 Status = Literal["done", "diverged", "incompatible", "out_of_memory", "failed", "blocked"]
 
@@ -36,6 +36,9 @@ class Observer(Protocol):
 
     def waiting(self, spec: StageSpec) -> None:
         """Another process is training this stage run."""
+
+    def skip(self, spec: StageSpec, reason: str) -> None:
+        """A stage run that was missing is not run: it cannot, or another process finished it."""
 
 
 @dataclass
@@ -61,13 +64,19 @@ def execute(
 ) -> Summary:
     """Run everything in ``plan`` that is missing; one failure never stops the rest."""
     summary, watching = Summary(), list(observers)
+
+    def refuse(spec: StageSpec, reason: str) -> None:
+        summary.failed[spec.key] = reason
+        for observer in watching:
+            observer.skip(spec, reason)
+
     for key, spec in plan.nodes.items():
         if store.is_done(key):
             summary.cached.append(key)
             continue
         broken = next((k for k in spec.depends_on if k in summary.failed), None)
         if broken:
-            summary.failed[key] = f"blocked: {plan.nodes[broken].label} {summary.failed[broken]}"
+            refuse(spec, f"blocked: {plan.nodes[broken].label} {summary.failed[broken]}")
             continue
         file = plan.weights.get(key)
         status, reason = _run_one(spec, store, worker, watching, file, retry_failed)
@@ -101,9 +110,13 @@ def _run_one(
     with store.lock(spec.key, tell_waiting):
         # Looked at under the lock: somebody else may have settled it while we waited.
         if store.is_done(spec.key):
+            for observer in watching:
+                observer.skip(spec, "finished by another process")
             return "cached", ""
         failure = store.failure(spec.key)
         if failure and failure["status"] in STICKY and not retry_failed:
+            for observer in watching:
+                observer.skip(spec, f"{failure['status']} before: {failure['reason']}")
             return failure["status"], failure["reason"]
         store.forget_failure(spec.key)
         for observer in watching:
@@ -118,21 +131,23 @@ def _run_one(
 
 
 def _attempt(
-    spec: StageSpec, worker: Worker, tell_epoch: object, weights: Path | None
+    spec: StageSpec, worker: Worker, tell_epoch: Progress, weights: Path | None
 ) -> tuple[Status, str, Record | None]:
     try:
-        return "done", "", worker.run(spec, tell_epoch, weights)  # type: ignore[arg-type]
+        return "done", "", worker.run(spec, tell_epoch, weights)
     except DivergedError as error:
         return "diverged", error.message, None
     except IncompatibleError as error:
         return "incompatible", error.message, None
     except StoreError:
         raise  # the store is gone or full: nothing else can go on either
-    except torch.OutOfMemoryError as error:
-        return "out_of_memory", str(error).splitlines()[0], None
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return "out_of_memory", str(error).partition("\n")[0], None
     except SmskdError as error:
         if error.exit_code == 3:
             raise  # data missing or corrupt: the same for every stage run
         return "failed", error.message, None
     except Exception as error:  # a defect of one method must not take the matrix down
-        return "failed", f"{type(error).__name__}: {' '.join(str(error).split())}", None
+        # On a CPU torch reports memory that ran out as a plain RuntimeError.
+        status: Status = "out_of_memory" if "DefaultCPUAllocator" in str(error) else "failed"
+        return status, f"{type(error).__name__}: {' '.join(str(error).split())}", None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from smskd_bench.cost import network_cost
@@ -43,6 +43,7 @@ class ExportedNumbers:
         p90_ms: 90th percentile.
         p99_ms: 99th percentile.
         size_mb: Size of the graph file in 10^6 bytes.
+        created_utc: When it was exported, ISO 8601.
         flags: Doubts, in words.
     """
 
@@ -52,6 +53,7 @@ class ExportedNumbers:
     p90_ms: float | None
     p99_ms: float | None
     size_mb: float
+    created_utc: str = ""
     flags: tuple[str, ...] = ()
 
 
@@ -66,6 +68,8 @@ class LeaderboardRow:
         epochs: Epochs of all stages of a cell.
         kept: Of the test samples the stage before the last had right, percent still right.
         status: "done", "partial", "missing" or why cells failed.
+        controls: Names of the rows this one has to beat.
+        versus: The comparison with the strongest of them; None until both have results.
     """
 
     pair: str
@@ -81,6 +85,7 @@ class LeaderboardRow:
     teacher_top1: float | None
     kept: float | None
     status: str
+    controls: tuple[str, ...] = ()
     versus: Versus | None = None
     exported: list[ExportedNumbers] = field(default_factory=list)
     note: str = ""
@@ -108,7 +113,7 @@ def _row(
     cells = [c for c in plan.cells if c.pair == pair and c.row == row_name(section)]
     done = {c.seed: r for c in cells if (r := results[c.stages[-1]]) is not None}
     top1 = {seed: float(record["test"]["top1"]) for seed, record in done.items()}
-    teachers = [r["test"]["top1"] for c in cells if (r := results[c.teacher]) is not None]
+    teachers = [r["test"]["top1"] for c in cells if (r := results.get(c.teacher)) is not None]
     last = plan.nodes[cells[0].stages[-1]]
     cost = network_cost(last.model, last.dataset.name)
     kept = [record["kept"]["kept"] for record in done.values() if record["kept"]]
@@ -126,7 +131,7 @@ def _row(
         teacher_top1=statistics.fmean(teachers) if teachers else None,
         kept=statistics.fmean(kept) if kept else None,
         status=_status(store, cells, top1),
-        exported=_exports(store, cells, top1),
+        exported=_exports(store, cells),
         note=section.note,
     )
 
@@ -161,18 +166,23 @@ def _with_control(
     row: LeaderboardRow, section: RowSection, found: list[LeaderboardRow]
 ) -> LeaderboardRow:
     names = section.controls
-    controls = [other for other in found if other.row in names and other.mean is not None]
-    if not controls or row.mean is None:
-        return row
-    # Against the strongest control: beating a weak one is no news.
-    best = max(controls, key=lambda other: other.mean or 0.0)
-    shared = sorted(row.top1.keys() & best.top1.keys())
+    compared = [v for other in found if other.row in names and (v := _compare(row, other))]
+    if not compared:
+        return replace(row, controls=names)
+    # The strongest control, as beating a weak one is no news: among those that share most seeds
+    # with the row, so that a control with one lucky seed cannot hide the others.
+    most = max(versus.n for versus in compared)
+    strongest = min((v for v in compared if v.n == most), key=lambda v: v.difference)
+    return replace(row, controls=names, versus=strongest)
+
+
+def _compare(row: LeaderboardRow, other: LeaderboardRow) -> Versus | None:
+    shared = sorted(row.top1.keys() & other.top1.keys())
     if not shared:
-        return row
-    differences = [row.top1[seed] - best.top1[seed] for seed in shared]
+        return None
+    differences = [row.top1[seed] - other.top1[seed] for seed in shared]
     std = statistics.stdev(differences) if len(differences) > 1 else None
-    versus = Versus(best.row, statistics.fmean(differences), std, len(shared))
-    return LeaderboardRow(**{**row.__dict__, "versus": versus})
+    return Versus(other.row, statistics.fmean(differences), std, len(shared))
 
 
 def best_cell(plan: Plan, store: Store, pair: str, row: str) -> Cell | None:
@@ -182,7 +192,7 @@ def best_cell(plan: Plan, store: Store, pair: str, row: str) -> Cell | None:
     return min(done, key=lambda cell: cell.seed) if done else None
 
 
-def _exports(store: Store, cells: list[Cell], top1: dict[int, float]) -> list[ExportedNumbers]:
+def _exports(store: Store, cells: list[Cell]) -> list[ExportedNumbers]:
     from smskd_export import read_report
 
     found: list[ExportedNumbers] = []
@@ -206,5 +216,6 @@ def exported_numbers(report: Any) -> ExportedNumbers:
         p90_ms=summary.p90_ns / 1e6 if summary else None,
         p99_ms=summary.p99_ns / 1e6 if summary else None,
         size_mb=report.graph.bytes / 1e6,
+        created_utc=report.created_utc,
         flags=tuple(f"{flag.message}; {flag.remedy}" for flag in report.flags),
     )

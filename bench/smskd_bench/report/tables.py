@@ -30,11 +30,12 @@ def _spread(mean: float | None, std: float | None, sign: str = "") -> str:
 def _versus(row: LeaderboardRow) -> str:
     if row.versus is None:
         return "-"
-    return _spread(row.versus.difference, row.versus.std, "+")
+    fewer = f" (n {row.versus.n})" if row.versus.n < len(row.top1) else ""
+    return _spread(row.versus.difference, row.versus.std, "+") + fewer
 
 
 def _control(row: LeaderboardRow) -> str:
-    return row.versus.control if row.versus else "-"
+    return row.versus.control if row.versus else ", ".join(row.controls) or "-"
 
 
 def _kept(row: LeaderboardRow) -> str:
@@ -45,19 +46,27 @@ def _status(row: LeaderboardRow) -> str:
     return row.status
 
 
-def _timed(row: LeaderboardRow) -> ExportedNumbers | None:
-    return next((e for e in row.exported if e.p50_ms is not None), None)
+def _shown(row: LeaderboardRow) -> ExportedNumbers | None:
+    """The export a table shows, all of its columns from the same one: the newest that was timed."""
+    timed = [export for export in row.exported if export.p50_ms is not None]
+    return max(timed or row.exported, key=lambda export: export.created_utc, default=None)
 
 
 def _latency(row: LeaderboardRow) -> str:
-    timed = _timed(row)
-    if timed is None:
+    shown = _shown(row)
+    if shown is None or shown.p50_ms is None:
         return "-"
-    return f"{timed.p50_ms:.3f} / {timed.p90_ms:.3f} / {timed.p99_ms:.3f}"
+    return f"{shown.p50_ms:.3f} / {shown.p90_ms:.3f} / {shown.p99_ms:.3f}"
 
 
 def _size(row: LeaderboardRow) -> str:
-    return f"{row.exported[0].size_mb:.2f}" if row.exported else "-"
+    shown = _shown(row)
+    return f"{shown.size_mb:.2f}" if shown else "-"
+
+
+def _target(row: LeaderboardRow) -> str:
+    shown = _shown(row)
+    return shown.target if shown else "-"
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -73,6 +82,7 @@ COLUMNS: tuple[Column, ...] = (
     ("MACs", "right", lambda row: human(row.macs)),
     ("ms p50/p90/p99", "right", _latency),
     ("MB", "right", _size),
+    ("target", "left", _target),
     ("status", "left", _status),
 )
 
@@ -80,7 +90,7 @@ COLUMNS: tuple[Column, ...] = (
 def human(number: float) -> str:
     """A count with a unit prefix: 83892 as 83.9k."""
     for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
+        if number >= 0.9995 * limit:  # else 999999 would be 1e+03k
             return f"{number / limit:.3g}{unit}"
     return f"{number:.3g}"
 
@@ -105,28 +115,86 @@ def render(rows: list[LeaderboardRow], form: str) -> str:
     return {"markdown": _markdown, "csv": _csv, "json": _json}[form](rows)
 
 
-def terminal_table(rows: list[LeaderboardRow]) -> RenderableType:
-    """The rows for a terminal, one table a pair; columns that say nothing are left out."""
+def terminal_table(rows: list[LeaderboardRow], width: int) -> RenderableType:
+    """The rows for a terminal of ``width`` characters, one table a pair.
+
+    Columns that say nothing are left out, and the least important ones where it is narrow; names
+    are folded, never cut. Reasons of failures stand below, where there is room.
+    """
     parts: list[RenderableType] = []
     for pair, found in _by_pair(rows):
-        table = Table(title=heading(pair, found), title_justify="left", header_style="bold")
-        columns = _telling(found)
-        table.add_column("#", justify="right")
-        for name, side, _ in columns:
-            table.add_column(name, justify="right" if side == "right" else "left")
-        for rank, row in enumerate(found, start=1):
-            style = "bold green" if rank == 1 else "dim" if row.mean is None else ""
-            # As Text: brackets in a name or a reason are no markup.
-            table.add_row(str(rank), *(Text(cell(row)) for _, _, cell in columns), style=style)
-        parts.append(table)
+        columns = [_brief_status(column) for column in _telling(found)]
+        fitting = _fitting(columns, found, width)
+        parts.append(_pair_table(pair, found, fitting))
+        parts += [Text(f"{row.row}: {_line(row.status)}") for row in found if ": " in row.status]
+        if left_out := [name for name, _, _ in columns if name not in {c[0] for c in fitting}]:
+            text = (
+                f"left out here: {', '.join(left_out)}; wider terminals and other formats have it"
+            )
+            parts.append(Text(text, style="dim"))
     return Group(*parts, Text(FOOTNOTE, style="dim"))
 
 
+def _pair_table(pair: str, rows: list[LeaderboardRow], columns: list[Column]) -> Table:
+    table = Table(title=Text(heading(pair, rows)), title_justify="left", header_style="bold")
+    table.add_column("#", justify="right", no_wrap=True)
+    for name, side, _ in columns:
+        number = side == "right"
+        table.add_column(
+            name, justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
+    for rank, row in enumerate(rows, start=1):
+        style = "bold green" if rank == 1 else "dim" if row.mean is None else ""
+        # As Text: brackets in a name or a reason are no markup.
+        table.add_row(str(rank), *(Text(cell(row)) for _, _, cell in columns), style=style)
+    return table
+
+
+LEAST_TELLING = (
+    "target",
+    "MACs",
+    "params",
+    "epochs",
+    "kind",
+    "MB",
+    "kept %",
+    "ms p50/p90/p99",
+    "status",
+)
+"""Left out in this order where the terminal is narrow."""
+
+FOLDED = 16
+"""Characters that a folded name may be expected to make do with."""
+
+
+def _fitting(columns: list[Column], rows: list[LeaderboardRow], width: int) -> list[Column]:
+    """The columns that fit into ``width`` characters."""
+    kept = list(columns)
+    for name in LEAST_TELLING:
+        if _least_width(kept, rows) <= width:
+            break
+        kept = [column for column in kept if column[0] != name]
+    return kept
+
+
+def _least_width(columns: list[Column], rows: list[LeaderboardRow]) -> int:
+    total = len(str(len(rows))) + 4  # the rank, and the frame
+    for name, side, cell in columns:
+        longest = max(len(name), *(len(cell(row)) for row in rows))
+        total += 3 + (longest if side == "right" else min(longest, FOLDED))
+    return total
+
+
+def _brief_status(column: Column) -> Column:
+    name, side, _ = column
+    return (name, side, lambda row: row.status.split(": ")[0]) if name == "status" else column
+
+
 def print_table(rows: list[LeaderboardRow], console: Console) -> None:
-    """Print the terminal form; a console that is no terminal gets lines as wide as they need."""
+    """Print the terminal form; a console that is no terminal gets wide lines."""
     if not console.is_terminal:
         console = Console(file=console.file, width=220)
-    console.print(terminal_table(rows))
+    console.print(terminal_table(rows, console.width))
 
 
 def _telling(rows: list[LeaderboardRow]) -> list[Column]:
@@ -154,10 +222,18 @@ def _markdown(rows: list[LeaderboardRow]) -> str:
         sides = " | ".join("---:" if side == "right" else "---" for _, side, _ in columns)
         lines.append(f"| ---: | {sides} |")
         for rank, row in enumerate(found, start=1):
-            cells = " | ".join(cell(row).replace("|", "\\|") for _, _, cell in columns)
+            cells = " | ".join(_markdown_cell(cell(row)) for _, _, cell in columns)
             lines.append(f"| {rank} | {cells} |")
         lines.append("")
     return "\n".join([*lines, FOOTNOTE, ""])
+
+
+def _markdown_cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _csv(rows: list[LeaderboardRow]) -> str:
@@ -170,7 +246,7 @@ def _csv(rows: list[LeaderboardRow]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
-        versus, export = row.versus, _timed(row) or (row.exported[0] if row.exported else None)
+        versus, export = row.versus, _shown(row)
         writer.writerow([
             row.pair, row.row, row.kind, len(row.top1), row.seeds, row.mean, row.std, row.epochs,
             row.parameters, row.macs, row.teacher_top1, row.kept,
