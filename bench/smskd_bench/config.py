@@ -99,8 +99,9 @@ def _dropped(document: Document, path: DocPath) -> bool:
     """Drop one entry of a mapping inside ``document``, unless its section cannot do without it."""
     section: Any = document
     for part in path[:-1]:
-        section = section[part] if isinstance(part, int) or part in section else None
-        if not isinstance(section, dict | list):
+        try:
+            section = section[part]
+        except (KeyError, IndexError, TypeError):  # an earlier repair has taken it away
             return False
     if not isinstance(section, dict) or path[-1] in (
         "name",
@@ -218,7 +219,7 @@ def _read_modifiers(section: Any, path: DocPath, problems: Problems) -> tuple[Mo
         here = (*path, "modifiers", i)
         settings = {k: v for k, v in item.items() if k != "name"}
         name = item.get("name")
-        if name not in MODIFIERS:
+        if not isinstance(name, str) or name not in MODIFIERS:
             problems.add(here, f"unknown modifier {name!r}; {did_you_mean(str(name), MODIFIERS)}")
         elif modifier := problems.validate(MODIFIERS[name], settings, here):
             found.append(modifier)

@@ -22,6 +22,7 @@ def check_values(matrix: Matrix, problems: Problems) -> None:
             problems.add((key,), "is empty; give at least one")
     if not matrix.name.strip():
         problems.add(("name",), "is empty")
+    _check_printable(matrix.name, ("name",), problems)
     _check_unique("seeds", matrix.seeds, problems)
     _check_unique("pairs", [pair.name for pair in matrix.pairs], problems)
     _check_unique("rows", [row_name(row) for row in matrix.rows], problems)
@@ -46,6 +47,7 @@ def _check_seed(seed: int, path: DocPath, problems: Problems) -> None:
 def _check_row(
     matrix: Matrix, row: RowSection, path: DocPath, names: set[str], problems: Problems
 ) -> None:
+    _check_printable(row.name, (*path, "name"), problems)
     if not row.stages:
         problems.add((*path, "stages"), "is empty; give at least one stage")
         return
@@ -120,13 +122,20 @@ def _check_recipe(matrix: Matrix, problems: Problems) -> None:
     if matrix.teacher.schedule:
         _check_schedule(matrix.teacher.schedule, ("teacher", "schedule"), problems)
     for model, file in matrix.teacher.weights.items():
-        if not weights_file(file, problems.document.file).is_file():
+        if not _is_file(weights_file(file, problems.document.file)):
             problems.add(("teacher", "weights", model), f"no such file: {file}")
     for i, pair in enumerate(matrix.pairs):
         if pair.lr is not None:
             _positive(pair.lr, ("pairs", i, "lr"), problems)
     if matrix.evaluate_every < 0:
         problems.add(("evaluate_every",), "must be 0 (only at the end) or more")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # e.g. a name that is too long for the file system
+        return False
 
 
 def weights_file(file: str, matrix_file: Path) -> Path:
@@ -191,6 +200,11 @@ def _check_unique(key: str, names: Sequence[object], problems: Problems) -> None
 
 def _rename_hint(key: str) -> str:
     return "; give one of them another name" if key == "rows" else ""
+
+
+def _check_printable(name: str, path: DocPath, problems: Problems) -> None:
+    if name != name.strip() or not name.isprintable():
+        problems.add(path, f"must be one line without blanks around it, but it is {name!r}")
 
 
 def _positive(value: float, path: DocPath, problems: Problems) -> None:

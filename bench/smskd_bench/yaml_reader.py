@@ -18,6 +18,10 @@ from smskd.errors import ConfigError
 
 DocPath = tuple[str | int, ...]
 
+MAX_DEPTH = 50
+MAX_ENTRIES = 200_000
+"""Far above any real matrix; a few aliases of aliases stand for more memory than there is."""
+
 
 @dataclass(frozen=True)
 class YamlDocument:
@@ -47,19 +51,48 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise _refusal("merge keys (<<) are no part of YAML 1.2; write them out", key_node)
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                continue
+            if not isinstance(key, str | int | float | None):
+                raise _refusal("a key has to be text", key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
+                raise _refusal(f"the key {key!r} is given twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_scalar(self, node: Any) -> Any:
+        text: str = super().construct_scalar(node)
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise _refusal("half a character (an escape from d800 to dfff)", node)
+        return text
+
+
+def _refusal(reason: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Entries and depth of a node with every alias written out; refuses what is too large."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = (0, MAX_DEPTH)  # what is met again inside itself has no end
+    parts = () if isinstance(node, yaml.ScalarNode) else node.value
+    inner = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
+    sizes = [_measure(part, known) for part in inner]
+    entries = 1 + sum(count for count, _ in sizes)
+    depth = 1 + max((depth for _, depth in sizes), default=0)
+    if depth > MAX_DEPTH or entries > MAX_ENTRIES:
+        what = (
+            "nested too deeply" if depth > MAX_DEPTH else "too large with its aliases written out"
+        )
+        raise _refusal(what, node)
+    known[id(node)] = (entries, depth)
+    return known[id(node)]
+
 
 def _yaml_1_2_scalars() -> None:
-    kinds = ("bool", "int", "float", "timestamp")
+    kinds = ("bool", "int", "float", "timestamp", "value")
     replaced = {f"tag:yaml.org,2002:{kind}" for kind in kinds}
     _Loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in replaced]
@@ -106,13 +139,17 @@ def parse_yaml(text: str, file: Path) -> YamlDocument:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        if node is not None:
+            _measure(node, {})
         content = None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{file}{line}: not valid YAML: {reason}", "mend that line") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ConfigError(f"{file}: not valid YAML: nested too deeply", "mend the file") from None
+    except ValueError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}", "mend the file") from None
     lines: dict[DocPath, int] = {}
     if node is not None:

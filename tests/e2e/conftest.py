@@ -28,11 +28,22 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """Read only."""
-    folder = tmp_path_factory.mktemp("finished")
-    bench = Bench(folder)
-    matrix = bench.matrix(tiny(*ROWS))
-    return Finished(matrix, folder / "store", bench.run(matrix, folder / "store"))
+    """Every kind of row, each stage run of a tenth of a second. Read only."""
+    bench = Bench(tmp_path_factory.mktemp("finished"))
+    matrix, store = bench.matrix(tiny(*ROWS)), bench.folder / "store"
+    done = bench.run(matrix, store, "--tracking", "wandb", WANDB_MODE="disabled")
+    return Finished(matrix, store, done)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """About two seconds of training in 16 epochs, long enough to be killed. Read only."""
+    document = tiny(["fitnet", "kd"], evaluate_every=1, teacher={"epochs": 6})
+    document["dataset"] |= {"train_size": 850, "dev_size": 100}
+    document["recipe"] |= {"epochs": [5, 5], "carry": "best_on_dev"}
+    bench = Bench(tmp_path_factory.mktemp("undisturbed"))
+    matrix, store = bench.matrix(document), bench.folder / "store"
+    return Finished(matrix, store, bench.run(matrix, store))
 
 
 @pytest.fixture

@@ -264,7 +264,7 @@ def test_a_store_that_turns_read_only_stops_the_run_which_goes_on_after(ordinary
 
 def _slow():
     document = tiny(["kd", "fitnet"], ["scratch"], dataset={"name": "digits", "train_size": 500})
-    document["recipe"]["epochs"] = [6, 6]
+    document["recipe"]["epochs"] = [4, 4]
     return document
 
 

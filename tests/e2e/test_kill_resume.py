@@ -7,25 +7,10 @@ import subprocess
 import time
 
 import pytest
-from command import Bench, finish, kill, litter, outputs, records, tiny, wait_for
+from command import finish, kill, litter, outputs, records, wait_for
 from smskd_bench.store import Store
 
 TEACHER, FIRST, SECOND = ("scratch", 1), ("fitnet", 1), ("kd", 2)
-TEACHER_EPOCHS = 6
-
-
-def document():
-    """About two seconds of training in 16 epochs, so that a kill at any moment hits something."""
-    made = tiny(["fitnet", "kd"], dataset={"name": "digits", "train_size": 850, "dev_size": 100})
-    made["recipe"] |= {"epochs": [5, 5], "carry": "best_on_dev"}
-    return made | {"teacher": {"epochs": TEACHER_EPOCHS}}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    bench = Bench(tmp_path_factory.mktemp("undisturbed"))
-    bench.run(bench.matrix(document()), bench.folder / "store")
-    return bench.folder / "store"
 
 
 def saved(store):
@@ -70,7 +55,7 @@ def reached(store, place, epoch):
     return False
 
 
-def check_end(store, undisturbed, resumed):
+def check_end(store, undisturbed.store, resumed):
     """Same bits as without kills, nothing left over, and every resume began at its checkpoint."""
     assert outputs(store) == outputs(undisturbed)
     assert litter(store) == []
@@ -88,13 +73,12 @@ def check_end(store, undisturbed, resumed):
 
 
 def test_kills_in_teacher_first_and_second_stage_and_ctrl_c(bench, undisturbed):
-    matrix, store, resumed = bench.matrix(document()), bench.folder / "store", []
+    matrix, store, resumed = undisturbed.matrix, bench.folder / "store", []
     moments = (
         (TEACHER, 2, signal.SIGKILL),
-        (TEACHER, TEACHER_EPOCHS, signal.SIGKILL),  # only the end of the stage run is left to do
         (FIRST, 2, signal.SIGKILL),
-        (FIRST, 4, signal.SIGINT),
-        (SECOND, 2, signal.SIGKILL),
+        (SECOND, 1, signal.SIGINT),
+        (SECOND, 3, signal.SIGKILL),
     )
     for place, epoch, number in moments:
         process = bench.start_run(matrix, store)
@@ -107,16 +91,12 @@ def test_kills_in_teacher_first_and_second_stage_and_ctrl_c(bench, undisturbed):
             assert process.returncode == -number
         resumed += saved(store).items()
         assert not any(Store(store).is_running(key) for key in taken_up(store))
-    assert 3 <= len(resumed) <= len(moments)  # a stage run may have ended before the signal came
-    assert all(epoch >= 2 for _, epoch in resumed)
+    assert len(resumed) == len(moments)
     status = bench("status", "--store", store).out
     bench.run(matrix, store)
-    check_end(store, undisturbed, resumed)
+    check_end(store, undisturbed.store, resumed)
     assert sum(len(r["sessions"]) - 1 for r in records(store).values()) == len(resumed)
-    if saved_last := [
-        epoch for key, epoch in resumed if records(store)[key]["spec"]["number"] == 2
-    ]:
-        assert f"stopped after {saved_last[-1]} epochs; run again to go on" in status
+    assert f"stopped after {resumed[-1][1]} epochs; run again to go on" in status
 
 
 def check_interrupted(done, store):
@@ -129,7 +109,7 @@ def check_interrupted(done, store):
 def random_kills(bench, undisturbed, kills, longest_s):
     """Kill at random moments, store after store; returns how old the checkpoints were, in s."""
     seed = int(os.environ.get("SMSKD_KILL_SEED", time.time_ns() % 1_000_000))
-    draw, matrix = random.Random(seed), bench.matrix(document())
+    draw, matrix = random.Random(seed), undisturbed.matrix
     ages, stores = [], 0
     while len(ages) < kills:
         stores += 1
@@ -148,8 +128,8 @@ def random_kills(bench, undisturbed, kills, longest_s):
                 ages.append(seconds_since_checkpoint(store, before, sent))
                 resumed += saved(store).items()
         bench.run(matrix, store)
-        check_end(store, undisturbed, resumed)
-    rows = [row for result in records(undisturbed).values() for row in result["history"]]
+        check_end(store, undisturbed.store, resumed)
+    rows = [row for result in records(undisturbed.store).values() for row in result["history"]]
     longest = max(row["seconds"] for row in rows)
     shown = ", ".join("none yet" if age is None else f"{age:.2f}" for age in ages)
     print(f"\nseed {seed}: {kills} kills in {stores} stores; all outputs equal to undisturbed ones")
@@ -158,10 +138,11 @@ def random_kills(bench, undisturbed, kills, longest_s):
 
 
 def test_kills_at_random_moments(bench, undisturbed):
-    random_kills(bench, undisturbed, kills=4, longest_s=3.0)
+    random_kills(bench, undisturbed, kills=3, longest_s=3.0)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_many_kills_at_random_moments(bench, undisturbed):
     ages, longest = random_kills(bench, undisturbed, kills=30, longest_s=4.0)
     assert sorted(ages)[len(ages) // 2] < 2 * longest + 0.2  # the median: the machine may be busy

@@ -213,31 +213,26 @@ def test_wrong_teacher_weights_are_refused(bench, finished):
         assert outputs(bench.folder / name) == {}
 
 
-def test_best_on_dev_hands_on_the_best_epoch(bench):
-    document = tiny(["fitnet", "kd"], dataset={"name": "digits", "train_size": 100, "dev_size": 50})
-    document["recipe"] |= {"carry": "best_on_dev", "epochs": [4, 3]}
-    document["evaluate_every"] = 1
-    matrix, store = bench.matrix(document), bench.folder / "store"
-    bench.run(matrix, store)
-    stages = [results(store)[f"{STUDENT}/{row}/s0"] for row in ("fitnet", "fitnet>kd")]
-    for result in stages:
-        dev = [row["dev_top1"] for row in result["history"]]
+def test_best_on_dev_hands_on_the_best_epoch(undisturbed):
+    stored = results(undisturbed.store)
+    for row in ("fitnet", "fitnet>kd"):
+        result = stored[f"{STUDENT}/{row}/s0"]
+        dev = [epoch["dev_top1"] for epoch in result["history"]]
         best = dev.index(max(dev))  # ties keep the earlier
-        curve = [row.get("test_top1") for row in result["history"]]
-        if best < len(dev) - 1:
-            assert result["test"]["top1"] == curve[best]
-    assert [len(r["history"]) for r in stages] == [4, 3]
+        if best < len(dev) - 1:  # the curve has no last point: that is the result
+            assert result["test"]["top1"] == result["history"][best]["test_top1"]
 
 
-def test_bf16_trains_other_weights_that_come_again(bench, finished):
+def test_bf16_trains_other_weights(bench, finished):
     document = tiny(["fitnet", "kd"])
     document["recipe"]["precision"] = "bf16"
-    matrix = bench.matrix(document)
-    stores = [bench.folder / name for name in ("one", "two")]
-    started = [bench.start_run(matrix, store) for store in stores]
-    for process in started:
-        finish(process)
-    same_outputs(*stores)
-    assert outputs(stores[0]).keys().isdisjoint(outputs(finished.store))
-    weights = folder_of(stores[0], f"{STUDENT}/fitnet>kd/s0") / "student.safetensors"
-    assert {t.dtype for t in load_file(weights).values()} == {torch.float32, torch.int64}
+    store = bench.folder / "store"
+    bench.run(bench.matrix(document), store)
+    assert outputs(store).keys().isdisjoint(outputs(finished.store))
+    name = f"{STUDENT}/fitnet>kd/s0"
+    ours, theirs = (
+        load_file(folder_of(s, name) / "student.safetensors") for s in (store, finished.store)
+    )
+    assert {t.dtype for t in ours.values()} == {torch.float32, torch.int64}
+    assert not torch.equal(ours["fc.weight"], theirs["fc.weight"])
+    assert torch.allclose(ours["fc.weight"], theirs["fc.weight"], atol=0.2)

@@ -96,17 +96,9 @@ def test_nothing_is_written_outside_the_store(offline):
     assert [p for p in made if (bench.folder / "tmp") in p.parents] == []
 
 
-def test_a_finished_matrix_is_not_mirrored_again(offline):
-    bench, store, runs, _ = offline
-    done = bench.run(bench.folder / "matrix.yaml", store, "--tracking", "wandb")
-    assert "W&B" not in done.out
-    assert len(logged_runs(store / "wandb")) == len(runs)
-
-
-def test_disabled_by_the_environment_records_nothing(bench):
-    store = bench.folder / "store"
-    bench.run(bench.matrix(tiny(["scratch"])), store, "--tracking", "wandb", WANDB_MODE="disabled")
-    assert not (store / "wandb").exists()
+def test_disabled_by_the_environment_records_nothing(finished):
+    assert outputs(finished.store)
+    assert not (finished.store / "wandb").exists()
 
 
 @pytest.mark.parametrize("patience", ["4", pytest.param("", marks=pytest.mark.slow)])
@@ -135,6 +127,7 @@ def test_a_server_out_of_reach_costs_a_bounded_wait_and_nothing_else(bench, offl
         assert recorded == {result["key"][:16] for result in results(store).values()}
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_closed_and_continued(bench):
     document = tiny(["scratch"], dataset={"name": "digits", "train_size": 850})
     document["recipe"]["epochs"] = 8
@@ -142,7 +135,7 @@ def test_a_killed_run_is_closed_and_continued(bench):
     words = ("--only", "scratch", "--tracking", "wandb")
     process = bench.start_run(matrix, store, *words)
     wait_for(
-        lambda: any(Store(store).checkpoint(key) for key in Store(store).stage_keys()), process
+        lambda: any(epochs_saved(store, key) >= 3 for key in Store(store).stage_keys()), process
     )
     kill(process)
     wait_for(lambda: [run.exit_code for run in logged_runs(store / "wandb")] == [1], None)
@@ -152,5 +145,13 @@ def test_a_killed_run_is_closed_and_continued(bench):
     same = [run for run in others if run.run.run_id == first.run.run_id]
     epochs = [row["epoch"] for run in (first, *same) for row in run.rows]
     (result,) = [r for r in results(store).values() if r["key"][:16] == first.run.run_id]
-    assert epochs == [row["epoch"] for row in result["history"]]
+    trained = [row["epoch"] for row in result["history"]]
+    assert epochs == [epoch for epoch in trained if epoch in epochs]
+    # An epoch is mirrored after its checkpoint: the kill may fall between the two.
+    assert len(trained) - len(epochs) <= 1
     assert [run.summary["status"] for run in same] == ["done"]
+
+
+def epochs_saved(store, key):
+    state = Store(store).checkpoint(key)
+    return state["epoch"] if state else 0
