@@ -5,7 +5,8 @@ SmskdError
     ConfigError           a matrix file or a setting is wrong
     UnknownNameError      a name is not in its registry
   RefusedError          exit 3: understood, but a check says no
-    DataError             data missing, unreadable or corrupt
+    DataError             data unreadable or corrupt
+      MissingDataError      data not there at all
     StoreError            store unwritable, damaged or newer than this program
     IncompatibleError     this method cannot work with this pair of networks
     ExportError           the exported graph failed a check
@@ -60,6 +61,10 @@ class RefusedError(SmskdError):
 
 class DataError(RefusedError):
     """Data are missing, unreadable or corrupt."""
+
+
+class MissingDataError(DataError):
+    """Data are not there at all; they can be fetched."""
 
 
 class StoreError(RefusedError):

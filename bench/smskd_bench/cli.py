@@ -145,6 +145,19 @@ def list_names(kind: str) -> None:
 
 
 @main.command()
+@click.argument("dataset")
+@data_option
+def fetch(dataset: str, data_root: Path | None) -> None:
+    """Download a data set into --data-root, unless it is there; check it either way."""
+    from smskd.datasets import load_dataset
+
+    data = load_dataset(dataset, data_root, download=True)
+    click.echo(
+        f"{dataset}: {len(data.train.labels):,} training and {len(data.test.labels):,} test images"
+    )
+
+
+@main.command()
 @store_option
 @data_option
 def doctor(store: Path, data_root: Path | None) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 from rich.console import Console
 
 from smskd.datasets import DATASETS, load_dataset
-from smskd.errors import SmskdError
+from smskd.errors import MissingDataError, SmskdError
 from smskd_bench.environment import machine
 from smskd_bench.store import Store
 from smskd_bench.tracking import login_state
@@ -95,8 +95,11 @@ def _datasets(data_root: Path | None) -> Iterator[Finding]:
     for name in DATASETS:
         try:
             data = load_dataset(name, data_root)
+        except MissingDataError as error:
+            mend = f"smskd-bench fetch {name} --data-root DIR, or point SMSKD_DATA to the files"
+            yield Finding(f"data {name}", "optional", error.message, mend)
         except SmskdError as error:
-            yield Finding(f"data {name}", "optional", error.message, error.hint)
+            yield Finding(f"data {name}", "problem", error.message, error.hint)
         else:
             count = f"{len(data.train.labels):,} training, {len(data.test.labels):,} test images"
             yield Finding(f"data {name}", "ok", count)

@@ -108,6 +108,7 @@ class ProgressDisplay:
 
     def _print(self, text: str, style: str) -> None:
         self.live.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.live.console.file.flush()  # a log file should show what is done now, not at the end
 
 
 def duration(seconds: float) -> str:

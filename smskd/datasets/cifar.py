@@ -27,7 +27,7 @@ import numpy as np
 
 from smskd.datasets.base import Bytes, Dataset, DatasetInfo, ImageSet, Indices, verify_content
 from smskd.datasets.download import download_archive
-from smskd.errors import DataError
+from smskd.errors import DataError, MissingDataError
 
 URL_BASE = "https://www.cs.toronto.edu/~kriz/"
 NEXT_STEP = "say where the files are with --data-root DIR or SMSKD_DATA, or add --download"
@@ -191,7 +191,7 @@ def _load(spec: CifarSpec, data_root: Path, download: bool) -> Dataset:
         download_archive(spec.archive_url, spec.archive_md5, data_root)
         found = _find(spec, data_root)
     if found is None:
-        raise DataError(
+        raise MissingDataError(
             f"dataset {spec.info.name!r} not found: {_places(spec, data_root)}", NEXT_STEP
         )
     layout, folder = found

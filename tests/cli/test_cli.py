@@ -23,7 +23,7 @@ from smskd.datasets import DATASETS
 from smskd.methods import METHODS, MODIFIERS
 from smskd.models import MODELS
 
-COMMANDS = ["run", "status", "leaderboard", "list", "doctor", "export"]
+COMMANDS = ["run", "status", "leaderboard", "list", "fetch", "doctor", "export"]
 HEAVY = [
     "torch",
     "numpy",
@@ -144,6 +144,7 @@ FROZEN = {
     "status": [STORE, ("--matrix", None, None), ONLY],
     "leaderboard": [MATRIX, STORE, ONLY, ("--format", None, "table")],
     "list": [("kind", None, "required")],
+    "fetch": [("dataset", None, "required"), DATA],
     "doctor": [STORE, DATA],
     "export": [
         MATRIX, ("--target", None, "required"), STORE, DATA, ("--cell", None, None), ("--quick", None, False),
@@ -212,7 +213,7 @@ def test_doctor_without_data(here, bench):
         "store",
     ):
         assert word in done.out
-    assert "--data-root DIR or SMSKD_DATA" in done.out
+    assert "smskd-bench fetch cifar100 --data-root DIR" in done.out
     assert "not logged in" in done.out
     assert "PROBLEM" not in done.out
     assert not (bench.folder / "none").exists()
@@ -228,8 +229,14 @@ def test_doctor_with_broken_data_and_a_newer_store(bench):
     done = bench("doctor", SMSKD_DATA=str(data), SMSKD_STORE=str(store), expect=3)
     line = next(line for line in done.out.splitlines() if "data cifar100" in line)
     assert "train.bin" in line or "test.bin" in line
+    assert line.startswith("PROBLEM")
     assert "PROBLEM store" in done.out
     assert "has format 99" in done.out
+
+
+def test_fetch_checks_what_is_there(here):
+    assert "1,000 training and 797 test images" in here("fetch", "digits").out
+    refused(here("fetch", "digts", expect=2), "unknown dataset 'digts'", "did you mean 'digits'")
 
 
 def test_a_data_folder_that_is_a_file(here, matrix):

@@ -37,10 +37,10 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """About two seconds of training in 16 epochs, long enough to be killed. Read only."""
+    """About two seconds of training in 19 epochs, long enough to be killed. Read only."""
     document = tiny(["fitnet", "kd"], evaluate_every=1, teacher={"epochs": 6})
     document["dataset"] |= {"train_size": 850, "dev_size": 100}
-    document["recipe"] |= {"epochs": [5, 5], "carry": "best_on_dev"}
+    document["recipe"] |= {"epochs": [5, 8], "carry": "best_on_dev"}
     bench = Bench(tmp_path_factory.mktemp("undisturbed"))
     matrix, store = bench.matrix(document), bench.folder / "store"
     return Finished(matrix, store, bench.run(matrix, store))
