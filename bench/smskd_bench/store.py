@@ -18,6 +18,7 @@ Everything is written aside, fsynced and renamed (``docs/store.md``).
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -153,11 +154,15 @@ class Store:
         """
         folder = self.folder(key)
         with _writing(self.root):
-            save_weights(folder / WEIGHTS, weights, {"key": key})
-            save_weights(folder / PREDICTIONS, {"predictions": predictions.to(torch.int32)}, {})
+            files = {
+                WEIGHTS: save_weights(folder / WEIGHTS, weights, {"key": key}),
+                PREDICTIONS: save_weights(
+                    folder / PREDICTIONS, {"predictions": predictions.to(torch.int32)}, {}
+                ),
+            }
             if inference is not None:
-                save_weights(folder / INFERENCE, inference, {"key": key})
-            write_json(folder / RESULT, result)
+                files[INFERENCE] = save_weights(folder / INFERENCE, inference, {"key": key})
+            write_json(folder / RESULT, {**result, "files": files})
         self.sweep([key])
 
     def sweep(self, keys: Iterable[str]) -> None:
@@ -180,8 +185,17 @@ class Store:
             (self.folder(key) / FAILED).unlink(missing_ok=True)
 
     def weights(self, key: str) -> dict[str, Tensor]:
-        """Final weights of a finished stage run."""
-        return load_weights(self.folder(key) / WEIGHTS, RETRAIN)
+        """Final weights of a finished stage run.
+
+        Raises:
+            StoreError: they are missing, damaged, or not those that were written.
+        """
+        path = self.folder(key) / WEIGHTS
+        weights = load_weights(path, RETRAIN)
+        written = (self.result(key) or {}).get("files", {}).get(WEIGHTS)
+        if written is not None and hashlib.sha256(path.read_bytes()).hexdigest() != written:
+            raise StoreError(f"{path} is damaged: its SHA-256 is not that of its result", RETRAIN)
+        return weights
 
     def inference_weights(self, key: str) -> dict[str, Tensor] | None:
         """State of the modules that the method keeps for inference, or None if it keeps none."""
@@ -250,13 +264,17 @@ class Store:
             return not _try_lock(handle.fileno())
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, atomically; the bytes depend on the values only."""
+def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write tensors as safetensors, atomically, and return the file's SHA-256.
+
+    The bytes depend on the values only.
+    """
     # Copied, because safetensors refuses tensors that share memory.
     layout = torch.contiguous_format
     plain = {name: t.detach().cpu().clone(memory_format=layout) for name, t in tensors.items()}
     data = to_safetensors(plain, metadata or None)
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    return hashlib.sha256(data).hexdigest()
 
 
 def load_weights(path: Path, hint: str = "give a complete safetensors file") -> dict[str, Tensor]:

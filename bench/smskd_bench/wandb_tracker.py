@@ -43,7 +43,7 @@ _DEFAULTS = {
     "WANDB_DISABLE_GIT": "true",
     "WANDB_ERROR_REPORTING": "false",
     "WANDB__DISABLE_STATS": "true",
-    "WANDB_INIT_TIMEOUT": "30",
+    "WANDB_INIT_TIMEOUT": "10",
     "WANDB_FINISH_TIMEOUT": "120",
 }
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from command import finish, folder_of, litter, outputs, predictions, results, tiny
+from command import ROOT, finish, folder_of, litter, outputs, predictions, results, tiny
 from safetensors.torch import load_file, save_file
 
 TEACHER, STUDENT = "resnet8_half/scratch/s0", "resnet8_quarter"
@@ -73,8 +73,9 @@ def test_every_result_says_where_it_comes_from(finished):
         spec = json.loads((folder / "spec.json").read_text())
         assert spec == {"key": result["key"], **result["spec"]}
         environment = result["environment"]
-        assert len(environment["code"]["revision"]) == 40
-        assert isinstance(environment["code"]["dirty"], bool)
+        if (ROOT / ".git").exists():  # else nothing is known of the code's revision
+            assert len(environment["code"]["revision"]) == 40
+            assert isinstance(environment["code"]["dirty"], bool)
         assert environment["packages"]["torch"] == torch.__version__
         assert environment["machine"]["cores"] >= 1
         assert environment["device"]
@@ -86,7 +87,7 @@ def test_every_result_says_where_it_comes_from(finished):
         assert [s["from_epoch"] for s in result["sessions"]] == [0]
         assert (result["kept"] is None) == (spec["number"] == 1)
         guessed = predictions(finished.store, result["key"])
-        assert guessed.shape == (result["test"]["n"] if "n" in result["test"] else len(guessed),)
+        assert guessed.shape == (797,)
 
 
 def test_top1_is_that_of_the_stored_predictions(finished):
