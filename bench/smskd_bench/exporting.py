@@ -135,7 +135,7 @@ def _lines(cell: Cell, report: ExportReport, folder: Path) -> Iterator[str]:
         f"opset {report.graph.opset}, sha256 {report.graph.sha256[:12]}"
     )
     if numbers.p50_ms is None:
-        yield f"  latency not measured: {report.not_measured}"
+        yield f"  latency {report.not_measured}"
     else:
         yield (
             f"  latency p50 {numbers.p50_ms:.3f} ms, p90 {numbers.p90_ms:.3f} ms, "
