@@ -170,7 +170,10 @@ def doctor(store: Path, data_root: Path | None) -> None:
 
 
 @main.command()
-@matrix_option
+@click.option(
+    "--matrix", type=_FILE, default=Path("leaderboards/quickstart.yaml"), show_default=True,
+    help="Matrix file whose students are exported.",
+)  # fmt: skip
 @click.option("--target", required=True, help="A name from `list targets`, or a profile file.")
 @store_option
 @data_option

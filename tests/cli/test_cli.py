@@ -147,7 +147,7 @@ FROZEN = {
     "fetch": [("dataset", None, "required"), DATA],
     "doctor": [STORE, DATA],
     "export": [
-        MATRIX, ("--target", None, "required"), STORE, DATA, ("--cell", None, None), ("--quick", None, False),
+        ("--matrix", None, "leaderboards/quickstart.yaml"), ("--target", None, "required"), STORE, DATA, ("--cell", None, None), ("--quick", None, False),
     ],
 }  # fmt: skip
 
