@@ -6,13 +6,10 @@ Checking gathers every problem before it speaks, each with file, line, path and 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from smskd.datasets import DATASETS
 from smskd.errors import ConfigError, did_you_mean
@@ -21,7 +18,7 @@ from smskd.methods.base import Method, Modifier
 from smskd.models import MODELS
 from smskd_bench.matrix import Matrix
 from smskd_bench.matrix_checks import check_values
-from smskd_bench.problems import Problems
+from smskd_bench.problems import Problems, read_strictly
 from smskd_bench.yaml_reader import DocPath, YamlDocument, read_yaml
 
 Document = dict[str, Any]
@@ -90,7 +87,7 @@ def _repaired(raw: Document, broken: Iterable[DocPath]) -> Matrix | None:
         else:
             fixed.pop(key, None)
     try:
-        return TypeAdapter(Matrix).validate_json(json.dumps(fixed, default=str), strict=True)
+        return read_strictly(Matrix, fixed)
     except ValueError:
         return None
 

@@ -31,9 +31,7 @@ class Problems:
     def validate(self, form: type[Form], value: object, path: DocPath) -> Form | None:
         """Check ``value`` against a dataclass, strictly, and note what does not fit."""
         try:
-            # JSON mode: strict about types (true is no number), yet lists may fill tuples.
-            text = json.dumps(value, default=str)
-            return cast(Form, _adapter(cast(type, form)).validate_json(text, strict=True))
+            return read_strictly(form, value)
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 self.add((*path, *item["loc"]), _message(item, form))
@@ -54,6 +52,17 @@ class Problems:
         text = "\n".join(f"{self.document.where(path)}: {message}" for path, message in ordered)
         count = f"{len(ordered)} problem{'s' if len(ordered) != 1 else ''}"
         return ConfigError(f"{text}", f"{count} in {self.document.file}; nothing was run")
+
+
+def read_strictly(form: type[Form], value: object) -> Form:
+    """``value``, as parsed from a file, as a dataclass.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    # JSON mode: strict about types (true is no number), yet lists may fill tuples.
+    text = json.dumps(value, default=str)
+    return cast(Form, _adapter(cast(type, form)).validate_json(text, strict=True))
 
 
 @cache

@@ -136,7 +136,7 @@ class Worker:
         student, extra = self.student(spec), self.store.inference_weights(spec.key)
         if extra is None:
             return student
-        run = self._prepare(spec, self.data(spec.dataset))
+        run = self._prepare(spec, self.data(spec.dataset), self._previous(spec))
         run.close()
         run.objective.load_state_dict(extra)
         return run.objective.inference_model(student).eval()
@@ -174,7 +174,8 @@ class Worker:
     def _train(
         self, spec: StageSpec, data: LoadedData, progress: Progress
     ) -> tuple[StageRun, StageReport, list[Record]]:
-        run = self._prepare(spec, data)
+        previous = self._previous(spec)
+        run = self._prepare(spec, data, previous)
         best = BestOnDev(data.dev) if data.dev else None
         torch.manual_seed(derive(spec.seed, "train", spec.number))
         sessions = self._resume(spec, run, best)
@@ -204,15 +205,14 @@ class Worker:
             train(run, batches, after_epoch)
         if best and spec.training.carry == "best_on_dev":
             best.restore(run)
-        _, report = finish(run, data.test, self._previous(spec))
+        _, report = finish(run, data.test, previous)
         return run, report, sessions
 
     def _wants_test(self, run: StageRun) -> bool:
         every = self.options.evaluate_every
         return every > 0 and run.epoch % every == 0 and run.epoch < run.training.epochs
 
-    def _prepare(self, spec: StageSpec, data: LoadedData) -> StageRun:
-        previous = self._previous(spec)
+    def _prepare(self, spec: StageSpec, data: LoadedData, previous: nn.Module | None) -> StageRun:
         model = self._build(spec)
         if previous is not None and spec.training.init == "warm":
             model.load_state_dict(previous.state_dict())
