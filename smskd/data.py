@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from smskd.errors import ConfigError, DataError
@@ -22,11 +24,19 @@ from smskd.views import Augmentation, draw_order, draw_views
 
 @dataclass(frozen=True)
 class Batch:
-    """Images ``(B, C, H, W)`` float32, labels ``(B,)`` and training-set positions ``(B,)``."""
+    """One batch.
+
+    Attributes:
+        images: ``(B, C, H, W)`` float32.
+        labels: ``(B,)``.
+        index: Positions in the training set ``(B,)``; -1 if unknown.
+        view: Which view of its image each sample shows ``(B,)``; None if unknown.
+    """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    view: Tensor | None = None
 
 
 class Batches(Protocol):
@@ -94,6 +104,7 @@ class ResidentBatches:
         self.labels = labels.to(images.device, torch.int64)
         self.batch_size = batch_size
         self.seed = seed
+        self.images = images
         self.normalise = normalise
         self.augment = augment or Augmentation()
         self._windows = _crop_windows(images, self.augment.pad)
@@ -107,17 +118,21 @@ class ResidentBatches:
         """Batches of one epoch in the order and with the views that (seed, epoch) decide."""
         device = self.labels.device
         order = torch.from_numpy(draw_order(self.seed, epoch, self.num_samples)).to(device)
-        views = draw_views(self.seed, epoch, self.num_samples, self.augment.num_views)
-        dy, dx, flip = (torch.from_numpy(v).to(device) for v in self.augment.split(views))
+        views = torch.from_numpy(self.views(epoch)).to(device)
         for index in order.split(self.batch_size):
-            images = self.view(index, dy[index], dx[index], flip[index].bool())
-            yield Batch(images, self.labels[index], index)
+            view = views[index]
+            yield Batch(self.cut(index, view), self.labels[index], index, view)
 
-    def view(self, index: Tensor, dy: Tensor, dx: Tensor, flip: Tensor) -> Tensor:
-        """Cut given views: all arguments ``(B,)``; returns float32 ``(B, C, H, W)``."""
+    def views(self, epoch: int) -> NDArray[np.int64]:
+        """The view of every sample ``(N,)`` in one epoch."""
+        return draw_views(self.seed, epoch, self.num_samples, self.augment.num_views)
+
+    def cut(self, index: Tensor, view: Tensor) -> Tensor:
+        """Views ``(B,)`` of samples ``(B,)`` as network-ready float32 images ``(B, C, H, W)``."""
+        dy, dx, flip = self.augment.split(view)
         images = self._windows[index, :, dy, dx]
         if self.augment.flip:
-            images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
+            images = torch.where(flip.bool().view(-1, 1, 1, 1), images.flip(-1), images)
         images = self.normalise(images) if self.normalise else images
         return images.contiguous(memory_format=torch.channels_last)
 

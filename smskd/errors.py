@@ -7,6 +7,7 @@ SmskdError
   RefusedError          exit 3: understood, but a check says no
     DataError             data unreadable or corrupt
       MissingDataError      data not there at all
+    TableError            a table of outputs cannot be made or written
     StoreError            store unwritable, damaged or newer than this program
     IncompatibleError     this method cannot work with this pair of networks
     ExportError           the exported graph failed a check
@@ -65,6 +66,10 @@ class DataError(RefusedError):
 
 class MissingDataError(DataError):
     """Data are not there at all; they can be fetched."""
+
+
+class TableError(RefusedError):
+    """A table of a frozen network's outputs cannot be made or written; it can be run live."""
 
 
 class StoreError(RefusedError):

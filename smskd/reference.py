@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.errors import ConfigError
+from smskd.frozen import Frozen, Live
 from smskd.methods.base import Signals, Terms
 from smskd.methods.kd import softened_kl
 from smskd.settings import Reference, Weighting
@@ -63,14 +64,14 @@ def weighted_mean(losses: Tensor, weights: Tensor, weighting: Weighting) -> Tens
 class Anchor:
     """The frozen reference network with its settings."""
 
-    network: TappedModel
+    network: Frozen
     settings: Reference
 
     @classmethod
     def freeze(cls, student: nn.Module, taps: Taps, settings: Reference) -> Anchor:
         """Copy the student as it is now and freeze the copy (running statistics, no gradient)."""
         frozen = copy.deepcopy(student).eval().requires_grad_(False)
-        return cls(TappedModel(frozen, taps, anchor_roles(settings)), settings)
+        return cls(Live(TappedModel(frozen, taps, anchor_roles(settings))), settings)
 
     def terms(self, signals: Signals, said: Outputs) -> tuple[Terms, Tensor]:
         """The reference term and the sample weights ``(B,)``.

@@ -17,7 +17,7 @@ from smskd.errors import ConfigError
 STRICT: dict[str, object] = {"extra": "forbid", "allow_inf_nan": False}
 """Read by pydantic where settings come from a file: an unknown key is an error."""
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "tf32", "bf16"]
 Carry = Literal["last", "best_on_dev"]
 Init = Literal["warm", "reinit"]
 WeightMap = Literal["one_minus_tcp", "tcp", "constant", "exp_minus_tcp", "two_minus_tcp"]
@@ -148,7 +148,7 @@ class Training:
         optimizer: SGD settings.
         schedule: Learning rate over the stage.
         batch_size: Samples a step; the last, smaller batch is kept.
-        precision: "bf16" runs the networks under autocast; losses stay float32.
+        precision: Arithmetic of the networks (:mod:`smskd.precision`); losses stay float32.
         carry: Which weights the stage hands on. "best_on_dev" needs a development split.
         init: "warm" continues from the previous stage; "reinit" starts afresh.
     """

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from smskd.data import Batches, LoaderBatches, ResidentBatches
 from smskd.errors import ConfigError, DataError, IncompatibleError
 from smskd.evaluate import Agreement, Evaluation, FixedSet, agreement, evaluate
+from smskd.frozen import Live
+from smskd.meter import Row
 from smskd.methods.base import Method, Needs, PairShapes
 from smskd.methods.objective import Objective, Part
+from smskd.precision import check_precision
 from smskd.reference import Anchor, anchor_roles
 from smskd.seeding import derive, seeded
 from smskd.settings import (
@@ -31,16 +34,8 @@ from smskd.settings import (
     Schedule,
     Training,
 )
-from smskd.taps import Shapes, TappedModel, Taps, probe
-from smskd.train import Row, StageRun, train
-
-
-@dataclass(frozen=True)
-class Network:
-    """A model with the places of its features."""
-
-    model: nn.Module
-    taps: Taps = field(default_factory=Taps)
+from smskd.taps import Network, Shapes, TappedModel, Taps, probe
+from smskd.train import StageRun, train
 
 
 @dataclass(frozen=True)
@@ -125,6 +120,7 @@ def prepare(
         ConfigError: there is no teacher though one is needed, or a feature has no tap.
         IncompatibleError: the method or the reference cannot work with this pair.
     """
+    check_precision(training.precision, image.device)
     reference = _active_reference(stage, previous is not None)
     needs = stage_needs(stage, reference)
     objective = build_objective(
@@ -375,9 +371,9 @@ def _make_optimizer(
     return objective.make_optimizer([group]) or torch.optim.SGD([group], fused=True)
 
 
-def _frozen(network: Network, roles: frozenset[str]) -> TappedModel:
+def _frozen(network: Network, roles: frozenset[str]) -> Live:
     network.model.eval().requires_grad_(False)
-    return TappedModel(network.model, network.taps, roles)
+    return Live(TappedModel(network.model, network.taps, roles))
 
 
 def _observers(

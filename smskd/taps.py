@@ -59,6 +59,14 @@ class Taps:
 
 
 @dataclass(frozen=True)
+class Network:
+    """A model with the places of its features."""
+
+    model: nn.Module
+    taps: Taps = field(default_factory=Taps)
+
+
+@dataclass(frozen=True)
 class Outputs:
     """What one network said about one batch.
 

@@ -9,11 +9,16 @@ resume. Only the generator's raw bits are used: those NumPy promises never to ch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from smskd.seeding import derive
+
+Index = TypeVar("Index", NDArray[np.int64], Tensor)
+"""Integers ``(B,)``, on either side."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Augmentation:
         """How many different images one image can become."""
         return (2 * self.pad + 1) ** 2 * (2 if self.flip else 1)
 
-    def split(self, view: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    def split(self, view: Index) -> tuple[Index, Index, Index]:
         """View indices ``(B,)`` as (row offset, column offset, flipped 0/1), each ``(B,)``."""
         flips = 2 if self.flip else 1
         side = 2 * self.pad + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smskd.train import Row
+from smskd.meter import Row
 from smskd_bench.executors.local import Status
 from smskd_bench.plan import Cell, Plan
 from smskd_bench.spec import StageSpec

@@ -12,7 +12,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from smskd.train import Row
+from smskd.meter import Row
 from smskd_bench.cost import epoch_macs
 from smskd_bench.executors.local import Status
 from smskd_bench.plan import Plan

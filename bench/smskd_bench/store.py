@@ -35,8 +35,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from smskd.atomic import write_atomically, write_json
 from smskd.errors import StoreError
-from smskd_bench.atomic import write_atomically, write_json
 from smskd_bench.spec import StageSpec
 
 STORE_FORMAT = 1

@@ -22,12 +22,14 @@ from smskd.datasets import load_dataset
 from smskd.datasets.base import Dataset, split_indices
 from smskd.errors import ConfigError, DivergedError, StoreError
 from smskd.evaluate import Evaluation, FixedSet, evaluate
+from smskd.meter import Row
 from smskd.methods import METHODS, MODIFIERS, Method
 from smskd.methods.objective import Part
 from smskd.models import build_model, taps_of
 from smskd.seeding import derive, restore_rng, rng_state, seeded
-from smskd.stages import BestOnDev, Network, Stage, StageReport, finish, prepare
-from smskd.train import Row, StageRun, train
+from smskd.stages import BestOnDev, Stage, StageReport, finish, prepare
+from smskd.taps import Network
+from smskd.train import StageRun, train
 from smskd.views import Augmentation
 from smskd_bench.cost import network_cost
 from smskd_bench.environment import code_revision, device_name, machine, package_versions

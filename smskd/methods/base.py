@@ -131,6 +131,8 @@ class Method(ABC):
     version: ClassVar[int] = 1
     """Raised when a change of the code changes results; part of the key of a stage run."""
     needs: ClassVar[Needs] = Needs()
+    draws_random: ClassVar[bool] = False
+    """Whether the loss draws from torch's generators; seeds are then not trained as one network."""
     __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     ce_weight: float = 1.0
@@ -185,6 +187,8 @@ class Modifier(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    draws_random: ClassVar[bool] = False
+    """As in :class:`Method`."""
     __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     def build(self, shapes: PairShapes) -> nn.Module:

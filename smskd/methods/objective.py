@@ -108,12 +108,30 @@ class Objective(nn.Module):
         Raises:
             ConfigError: there are no terms at all.
         """
+        self.check_terms(task, distill)
+        self._driver.descend(task, distill, optimizer)
+
+    def check_terms(self, task: Terms, distill: Terms) -> None:
+        """Refuse to descend on nothing.
+
+        Raises:
+            ConfigError: there are no terms at all.
+        """
         if not (task or distill):
             raise ConfigError(
                 "the stage has nothing to optimise: no distillation, and the labels have weight 0",
                 "raise ce_weight or name a distillation method",
             )
-        self._driver.descend(task, distill, optimizer)
+
+    def why_not_shared(self) -> str | None:
+        """Why one optimiser step cannot serve this objective and another seed's, or None."""
+        if _has_own_steps(type(self._driver)):
+            return f"{self._driver.name} takes its optimiser's steps itself"
+        draws = [p.method.name for p in self.parts if p.method.draws_random]
+        draws += [m.name for p in self.parts for m in p.modifiers if m.draws_random]
+        if draws:
+            return f"{' and '.join(draws)} draw random numbers, which are each seed's own"
+        return None
 
     def make_optimizer(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer | None:
         """The optimiser that a method brings, or None for the recipe's."""

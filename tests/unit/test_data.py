@@ -1,6 +1,5 @@
 """Training batches: equal to torchvision's own transforms, repeatable, and clear about bad input."""
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -61,9 +60,10 @@ def peer_view(functional):
 def test_all_views_equal_torchvisions_bit_for_bit(peer_view):
     images, labels = bytes_and_labels(3)
     batches = resident(images, labels)
-    dy, dx, flip = (torch.from_numpy(v) for v in CIFAR_VIEWS.split(np.arange(162)))
+    views = torch.arange(162)
+    dy, dx, flip = CIFAR_VIEWS.split(views)
     for n, image in enumerate(images):
-        ours = batches.view(torch.full((162,), n), dy, dx, flip.bool())
+        ours = batches.cut(torch.full((162,), n), views)
         peers = torch.stack(
             [peer_view(image, *map(int, v)) for v in zip(dy, dx, flip, strict=True)]
         )
@@ -77,6 +77,7 @@ def test_an_epoch_equals_torchvisions_with_the_same_draws(peer_view):
     for k, batch in enumerate(resident(images, labels, seed=5).epoch(3)):
         assert batch.index.tolist() == order[4 * k : 4 * k + 4].tolist()
         assert torch.equal(batch.labels, labels[batch.index])
+        assert batch.view.tolist() == draw_views(5, 3, 10, 162)[batch.index].tolist()
         for n, image in zip(batch.index.tolist(), batch.images, strict=True):
             assert torch.equal(image, peer_view(images[n], *(int(part[n]) for part in drawn)))
 
@@ -84,7 +85,7 @@ def test_an_epoch_equals_torchvisions_with_the_same_draws(peer_view):
 def test_border_is_black_before_normalisation():
     white = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
     corner = torch.zeros(1, dtype=torch.long)
-    view = resident(white, torch.zeros(1)).view(corner, corner, corner, corner.bool())
+    view = resident(white, torch.zeros(1)).cut(corner, corner)
     black = torch.tensor([-m / s for m, s in zip(CIFAR100.mean, CIFAR100.std, strict=True)])
     for border in (view[0, :, :4], view[0, :, :, :4]):
         torch.testing.assert_close(border, black.view(3, 1, 1).expand_as(border))
@@ -132,7 +133,7 @@ def test_float_images_are_taken_as_they_are_and_padded_with_zeros():
     assert torch.equal(joined(plain, 1), images)
     padded = ResidentBatches(images, torch.arange(5), augment=Augmentation(pad=1))
     zero = torch.tensor([0])
-    view = padded.view(zero, zero, zero + 2, zero.bool())
+    view = padded.cut(zero, zero + 2)  # row offset 0, column offset 2
     assert torch.equal(view[0, :, 0], torch.zeros(2, 6))
     assert torch.equal(view[0, :, 1:, :5], images[0, :, :7, 1:])
 

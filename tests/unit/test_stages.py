@@ -61,7 +61,7 @@ def test_stage_2_starts_where_stage_1_ended():
     )
     anchors = [anchor for anchor, _ in starts]
     assert anchors[:2] == [None, None]
-    assert same_state(snapshot(anchors[2].network.model), end_of_first)
+    assert same_state(snapshot(anchors[2].network.network.model), end_of_first)
     assert same_state(starts[1][1], end_of_first)
     # A stage 2 that cannot move its weights ends with those of stage 1.
     frozen = prepare_second(end_of_first, still)
@@ -110,7 +110,7 @@ def test_reinit_goes_back_to_the_first_weights():
 
 def test_reinit_keeps_the_reference():
     _, _, seen = run([Stage(KD(), 2), Stage(KD(), 1, init="reinit")])
-    assert same_state(snapshot(seen[2].anchor.network.model), state_after(Stage(KD(), 2)))
+    assert same_state(snapshot(seen[2].anchor.network.network.model), state_after(Stage(KD(), 2)))
     with_reference = state_after(Stage(KD(), 2), Stage(KD(), 1, init="reinit"))
     without = state_after(Stage(KD(), 2), Stage(KD(), 1, reference=None, init="reinit"))
     assert not same_state(with_reference, without)
@@ -151,7 +151,7 @@ def test_reference_is_there_from_stage_2_on():
 def test_reference_is_the_latest_student_only():
     _, _, seen = run([Stage(KD(), 1), Stage(HINT, 1), Stage(KD(), 1)])
     after_two = state_after(Stage(KD(), 1), Stage(HINT, 1))
-    assert same_state(snapshot(seen[2].anchor.network.model), after_two)
+    assert same_state(snapshot(seen[2].anchor.network.network.model), after_two)
 
 
 @pytest.mark.parametrize("off", [None, Reference(weight=0.0)])
@@ -371,7 +371,7 @@ def test_best_weights_become_the_reference():
     first = Stage(KD(), 6, carry="best_on_dev", schedule=WILD)
     best, _, _ = run([first], dev=DEV)
     _, _, seen = run([first, Stage(KD(), 1)], dev=DEV)
-    assert same_state(snapshot(seen[-1].anchor.network.model), snapshot(best))
+    assert same_state(snapshot(seen[-1].anchor.network.network.model), snapshot(best))
 
 
 def test_ties_keep_the_earlier_epoch():

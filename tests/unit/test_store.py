@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from matrices import plan_of, specs
-from smskd_bench.atomic import write_atomically, write_json
 from smskd_bench.status import state_of
 from smskd_bench.store import (
     CHECKPOINT,
@@ -27,6 +26,7 @@ from smskd_bench.store import (
     save_weights,
 )
 
+from smskd.atomic import write_atomically, write_json
 from smskd.errors import StoreError
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def end(process):
 WRITER = """
     import sys
     from pathlib import Path
-    from smskd_bench.atomic import write_json
+    from smskd.atomic import write_json
     path = Path(sys.argv[1])
     print("ready", flush=True)
     n = 0

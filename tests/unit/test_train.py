@@ -10,13 +10,14 @@ from torch import nn
 
 from smskd.data import LoaderBatches, ResidentBatches
 from smskd.errors import DataError, DivergedError
+from smskd.meter import TCP_QUANTILES
 from smskd.methods.fitnet import FitNet
 from smskd.methods.kd import KD
 from smskd.methods.scratch import Scratch
 from smskd.reference import true_class_probability
 from smskd.settings import Optimizer, Reference, Schedule, Training, Weighting
 from smskd.stages import Network, Stage, prepare
-from smskd.train import TCP_QUANTILES, train
+from smskd.train import train
 
 BATCH = 20
 

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 
 from smskd.errors import DivergedError, IncompatibleError, SmskdError, StoreError
-from smskd.train import Row
+from smskd.meter import Row
 from smskd_bench.plan import Plan
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import Record, Store

@@ -1,0 +1,43 @@
+"""What a network that does not change says about a batch: run live, or read from a table.
+
+Teachers and the reference are frozen for a whole stage. The loop asks each of them through
+:class:`Frozen` and does not know which of the two answers. Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from smskd.data import Batch
+from smskd.taps import Outputs, TappedModel
+
+
+class Frozen(Protocol):
+    """A frozen network as the loop sees it."""
+
+    @property
+    def source(self) -> str:
+        """Where the outputs come from: "live", or which kind of table; results record it."""
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Outputs for the batch, called under ``no_grad`` and the stage's precision."""
+
+    def close(self) -> None:
+        """Let go of whatever it holds."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """Runs the network on the batch's images."""
+
+    network: TappedModel
+    source: str = "live"
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Run it."""
+        return self.network(batch.images)
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        self.network.close()
