@@ -16,11 +16,13 @@ from smskd.errors import ConfigError, unknown_name
 from smskd.models.mobilenet_v2 import MOBILENET_V2_TAPS, MobileNetV2
 from smskd.models.resnet_bottleneck import RESNET50, BottleneckResNet, bottleneck_taps
 from smskd.models.resnet_cifar import ResNet, Widths, resnet_taps
+from smskd.models.vgg import VGG, VGG8, VGG13, VGG_TAPS
 from smskd.models.wrn import WRN_TAPS, WideResNet
 from smskd.taps import Taps
 
 RESNET_PAPER = "arXiv 1512.03385"
 WRN_PAPER = "arXiv 1605.07146"
+VGG_PAPER = "arXiv 1409.1556"
 MOBILENET_V2_PAPER = "arXiv 1801.04381"
 
 _BASE: Widths = (16, 16, 32, 64)
@@ -71,6 +73,8 @@ MODELS: dict[str, ModelEntry] = {
     "wrn_16_2": _wrn(16, 2),
     "wrn_40_1": _wrn(40, 1),
     "wrn_40_2": _wrn(40, 2),
+    "vgg8": ModelEntry(partial(VGG, VGG8), VGG_TAPS, VGG_PAPER),
+    "vgg13": ModelEntry(partial(VGG, VGG13), VGG_TAPS, VGG_PAPER),
     # Spelled as in the tables and checkpoints of distillation papers.
     "ResNet50": ModelEntry(
         partial(BottleneckResNet, RESNET50), bottleneck_taps(RESNET50), RESNET_PAPER
