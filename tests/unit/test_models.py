@@ -123,8 +123,8 @@ def assert_pooled(name, model, out, last_map):
     torch.testing.assert_close(classifier(out.pooled), out.logits)
 
 
-@pytest.mark.parametrize("name", ["resnet14", "ResNet50", "vgg8"])
-def test_taps_of_resnets_and_vggs_are_before_and_after_the_last_relu(name):
+@pytest.mark.parametrize("name", ["resnet14", "ResNet50", "vgg8", "ShuffleV1"])
+def test_most_taps_are_before_and_after_the_last_relu(name):
     model, out = said(name)
     for before, after in zip(out.preact, out.maps, strict=True):
         assert torch.equal(before.relu(), after)
