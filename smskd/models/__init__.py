@@ -17,6 +17,7 @@ from smskd.models.mobilenet_v2 import MOBILENET_V2_TAPS, MobileNetV2
 from smskd.models.resnet_bottleneck import RESNET50, BottleneckResNet, bottleneck_taps
 from smskd.models.resnet_cifar import ResNet, Widths, resnet_taps
 from smskd.models.shufflenet_v1 import SHUFFLENET_V1_TAPS, ShuffleNetV1
+from smskd.models.shufflenet_v2 import SHUFFLENET_V2_TAPS, ShuffleNetV2
 from smskd.models.vgg import VGG, VGG8, VGG13, VGG_TAPS
 from smskd.models.wrn import WRN_TAPS, WideResNet
 from smskd.taps import Taps
@@ -26,6 +27,7 @@ WRN_PAPER = "arXiv 1605.07146"
 VGG_PAPER = "arXiv 1409.1556"
 MOBILENET_V2_PAPER = "arXiv 1801.04381"
 SHUFFLENET_V1_PAPER = "arXiv 1707.01083"
+SHUFFLENET_V2_PAPER = "arXiv 1807.11164"
 
 _BASE: Widths = (16, 16, 32, 64)
 _HALF: Widths = (8, 8, 16, 32)
@@ -83,6 +85,7 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "MobileNetV2": ModelEntry(partial(MobileNetV2, 6, 0.5), MOBILENET_V2_TAPS, MOBILENET_V2_PAPER),
     "ShuffleV1": ModelEntry(ShuffleNetV1, SHUFFLENET_V1_TAPS, SHUFFLENET_V1_PAPER),
+    "ShuffleV2": ModelEntry(ShuffleNetV2, SHUFFLENET_V2_TAPS, SHUFFLENET_V2_PAPER),
 }
 
 

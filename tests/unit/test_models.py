@@ -149,6 +149,16 @@ def test_taps_of_mobilenet_v2_are_linear_after_the_stem():
     assert_pooled("MobileNetV2", model, out, model.conv2(out.maps[-1]))
 
 
+def test_taps_of_shufflenet_v2_are_before_and_after_relu_and_shuffle():
+    model, out = said("ShuffleV2")
+    assert torch.equal(out.preact[0].relu(), out.maps[0])
+    for before, after in zip(out.preact[1:], out.maps[1:], strict=True):
+        assert torch.equal(nn.functional.channel_shuffle(before.relu(), 2), after)
+        assert (before < 0).any()
+    last_map = model.relu2(model.bn2(model.conv2(out.maps[-1])))
+    assert_pooled("ShuffleV2", model, out, last_map)
+
+
 def test_no_module_overwrites_the_output_of_another():
     assert not any(
         getattr(module, "inplace", False) for name in MODELS for module in shapeless(name).modules()
