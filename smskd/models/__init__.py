@@ -13,12 +13,21 @@ from functools import partial
 from torch import nn
 
 from smskd.errors import ConfigError, unknown_name
+from smskd.models.mobilenet_v2 import MOBILENET_V2_TAPS, MobileNetV2
+from smskd.models.resnet_bottleneck import RESNET50, BottleneckResNet, bottleneck_taps
 from smskd.models.resnet_cifar import ResNet, Widths, resnet_taps
+from smskd.models.shufflenet_v1 import SHUFFLENET_V1_TAPS, ShuffleNetV1
+from smskd.models.shufflenet_v2 import SHUFFLENET_V2_TAPS, ShuffleNetV2
+from smskd.models.vgg import VGG, VGG8, VGG13, VGG_TAPS
 from smskd.models.wrn import WRN_TAPS, WideResNet
 from smskd.taps import Taps
 
 RESNET_PAPER = "arXiv 1512.03385"
 WRN_PAPER = "arXiv 1605.07146"
+VGG_PAPER = "arXiv 1409.1556"
+MOBILENET_V2_PAPER = "arXiv 1801.04381"
+SHUFFLENET_V1_PAPER = "arXiv 1707.01083"
+SHUFFLENET_V2_PAPER = "arXiv 1807.11164"
 
 _BASE: Widths = (16, 16, 32, 64)
 _HALF: Widths = (8, 8, 16, 32)
@@ -68,6 +77,15 @@ MODELS: dict[str, ModelEntry] = {
     "wrn_16_2": _wrn(16, 2),
     "wrn_40_1": _wrn(40, 1),
     "wrn_40_2": _wrn(40, 2),
+    "vgg8": ModelEntry(partial(VGG, VGG8), VGG_TAPS, VGG_PAPER),
+    "vgg13": ModelEntry(partial(VGG, VGG13), VGG_TAPS, VGG_PAPER),
+    # Spelled as in the tables and checkpoints of distillation papers.
+    "ResNet50": ModelEntry(
+        partial(BottleneckResNet, RESNET50), bottleneck_taps(RESNET50), RESNET_PAPER
+    ),
+    "MobileNetV2": ModelEntry(partial(MobileNetV2, 6, 0.5), MOBILENET_V2_TAPS, MOBILENET_V2_PAPER),
+    "ShuffleV1": ModelEntry(ShuffleNetV1, SHUFFLENET_V1_TAPS, SHUFFLENET_V1_PAPER),
+    "ShuffleV2": ModelEntry(ShuffleNetV2, SHUFFLENET_V2_TAPS, SHUFFLENET_V2_PAPER),
 }
 
 
@@ -88,7 +106,8 @@ def build_model(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     Args:
         name: A key of :data:`MODELS`.
         num_classes: K, the number of logits.
-        in_channels: Channels of the images; any height and width from 8 will do.
+        in_channels: Channels of the images; any height and width from 8 will do, though a network
+            that ends at 1x1 then cannot train on a batch of one, which has nothing to normalise by.
 
     Raises:
         UnknownNameError: no model has this name.

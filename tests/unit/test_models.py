@@ -83,13 +83,14 @@ def test_costs_and_tap_shapes_equal_the_published_ones(row):
 def test_every_model_takes_any_image_of_8_pixels_or_more(name, image_shape):
     shapes = shapes_on_meta(name, 10, image_shape)
     assert shapes.num_classes == 10
-    assert len(shapes.maps) == len(shapes.preact) == 4
-    assert shapes.pooled == shapes.maps[-1][0]
+    assert len(shapes.maps) == len(shapes.preact) >= 4
+    classifier = shapeless(name).get_submodule(taps_of(name).classifier)
+    assert (classifier.in_features, classifier.out_features) == (shapes.pooled, 10)
     assert [m[1:] for m in shapes.maps] == [m[1:] for m in shapes.preact]
 
 
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 32, 32)])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, "MobileNetV2"])
 def test_tapping_changes_neither_logits_nor_statistics(name, image_shape):
     plain = seeded(name, 10, image_shape[0])
     tapped = seeded(name, 10, image_shape[0])
@@ -104,29 +105,63 @@ def test_tapping_changes_neither_logits_nor_statistics(name, image_shape):
     assert all(int(count) == 1 for count in counts)
 
 
-@pytest.mark.parametrize("name", ["resnet14", "wrn_16_1"])
-def test_taps_are_the_features_they_claim_to_be(name):
-    model = seeded(name, 10).eval()
+def said(name):
+    """A network and what it says, all of it, about two images.
+
+    In training mode: untrained running statistics let features fade to nothing in deep networks.
+    """
+    model = seeded(name, 10)
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     with TappedModel(model, taps_of(name), ROLES) as wrapped, torch.no_grad():
-        out = wrapped(images)
-        torch.testing.assert_close(model.fc(out.pooled), out.logits)
-        if name.startswith("resnet"):
-            last_map = out.maps[-1]
-            for before, after in zip(out.preact, out.maps, strict=True):
-                assert torch.equal(before.relu(), after)
-                assert (before < 0).any()
-        else:
-            last_map = out.preact[-1].relu()
-            norms = [model.get_submodule(tap) for tap in taps_of(name).preact]
-            for norm, before, after in zip(norms, out.maps, out.preact, strict=True):
-                assert torch.equal(norm(before), after)
-        torch.testing.assert_close(last_map.mean((2, 3)), out.pooled, rtol=1e-6, atol=1e-6)
+        return model, wrapped(images)
+
+
+@torch.no_grad()
+def assert_pooled(name, model, out, last_map):
+    torch.testing.assert_close(last_map.mean((2, 3)), out.pooled, rtol=1e-6, atol=1e-6)
+    classifier = model.get_submodule(taps_of(name).classifier)
+    torch.testing.assert_close(classifier(out.pooled), out.logits)
+
+
+@pytest.mark.parametrize("name", ["resnet14", "ResNet50", "vgg8", "ShuffleV1"])
+def test_most_taps_are_before_and_after_the_last_relu(name):
+    model, out = said(name)
+    for before, after in zip(out.preact, out.maps, strict=True):
+        assert torch.equal(before.relu(), after)
+        assert (before < 0).any()
+    assert_pooled(name, model, out, out.maps[-1])
+
+
+def test_taps_of_wide_resnets_are_before_and_after_the_next_norm():
+    model, out = said("wrn_16_1")
+    norms = [model.get_submodule(tap) for tap in taps_of("wrn_16_1").preact]
+    for norm, before, after in zip(norms, out.maps, out.preact, strict=True):
+        assert torch.equal(norm(before), after)
+    assert_pooled("wrn_16_1", model, out, out.preact[-1].relu())
+
+
+def test_taps_of_mobilenet_v2_are_linear_after_the_stem():
+    model, out = said("MobileNetV2")
+    assert torch.equal(out.preact[0].relu(), out.maps[0])
+    for before, after in zip(out.preact[1:], out.maps[1:], strict=True):
+        assert torch.equal(before, after)
+        assert (after < 0).any()
+    assert_pooled("MobileNetV2", model, out, model.conv2(out.maps[-1]))
+
+
+def test_taps_of_shufflenet_v2_are_before_and_after_relu_and_shuffle():
+    model, out = said("ShuffleV2")
+    assert torch.equal(out.preact[0].relu(), out.maps[0])
+    for before, after in zip(out.preact[1:], out.maps[1:], strict=True):
+        assert torch.equal(nn.functional.channel_shuffle(before.relu(), 2), after)
+        assert (before < 0).any()
+    last_map = model.relu2(model.bn2(model.conv2(out.maps[-1])))
+    assert_pooled("ShuffleV2", model, out, last_map)
 
 
 def test_no_module_overwrites_the_output_of_another():
     assert not any(
-        getattr(module, "inplace", False) for name in SMALL for module in shapeless(name).modules()
+        getattr(module, "inplace", False) for name in MODELS for module in shapeless(name).modules()
     )
 
 
