@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_safetensors
 
 from smskd.atomic import write_atomically
 
 BLOCK_BYTES = 4 * 2**20
 """Size of what one checksum covers, and so of what one altered byte costs."""
+
+DIGEST = 32
+"""Bytes of a SHA-256."""
 
 
 class EntryFile:
@@ -61,7 +62,7 @@ class EntryFile:
         blocks = -(-self.shape[0] // self._block)
         state = _read_state(self._state_path, self.shape, blocks)
         if state is None:
-            state = np.zeros(self.shape[:2], bool), np.zeros((blocks, 32), np.uint8)
+            state = np.zeros(self.shape[:2], bool), np.zeros((blocks, DIGEST), np.uint8)
         self.filled, self._digests = state
         self.damaged = 0
         for block in range(blocks):
@@ -88,9 +89,8 @@ class EntryFile:
         for block in self._touched:
             self._digests[block] = np.frombuffer(self._digest(block), np.uint8)
         self._touched.clear()
-        packed = np.packbits(self.filled)
-        tensors = {"filled": packed, "digests": self._digests}
-        data = to_safetensors(tensors, {"sha256": _sha256(packed, self._digests)})
+        state = self._digests.tobytes() + np.packbits(self.filled).tobytes()
+        data = hashlib.sha256(state).digest() + state
         write_atomically(self._state_path, lambda temporary: temporary.write_bytes(data))
 
     @property
@@ -125,16 +125,13 @@ def _read_state(
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint8]] | None:
     """Which entries are filled, and the digests; None if the state is missing or damaged."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            packed, digests = file.get_tensor("filled"), file.get_tensor("digests")
-            written = (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
+        data = path.read_bytes()
+    except OSError:
         return None
-    if written != _sha256(packed, digests) or digests.shape != (blocks, 32):
+    written, state = data[:DIGEST], data[DIGEST:]
+    if hashlib.sha256(state).digest() != written:
         return None
+    digests = np.frombuffer(state, np.uint8, blocks * DIGEST).reshape(blocks, DIGEST)
+    packed = np.frombuffer(state, np.uint8, offset=blocks * DIGEST)
     bits = np.unpackbits(packed, count=shape[0] * shape[1])
     return bits.astype(bool).reshape(shape[:2]), digests.copy()
-
-
-def _sha256(*arrays: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()

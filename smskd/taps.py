@@ -9,7 +9,7 @@ Shapes: B batch, K classes, C channels, H and W height and width, D width of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +106,7 @@ class TappedModel:
 
     Calling it runs the model and returns :class:`Outputs`. Losses want float32, so features that
     autocast made narrower are widened here, once, for every method. Use ``close()`` (or a ``with``
-    block) to take the hooks off again.
+    block) to take the hooks off again. ``compiled`` is set by :mod:`smskd.compiled`.
 
     Raises:
         ConfigError: a tap names no module, or the model does not give logits ``(B, K)`` and
@@ -116,6 +116,7 @@ class TappedModel:
     model: nn.Module
     taps: Taps
     roles: frozenset[str] = frozenset()
+    compiled: Callable[[TappedModel, Tensor], Outputs | None] | None = None
     _seen: dict[str, tuple[object, int]] = field(default_factory=dict, init=False, repr=False)
     _handles: list[Any] = field(default_factory=list, init=False, repr=False)
 
@@ -144,7 +145,12 @@ class TappedModel:
         self._seen[tap] = (value, _version(value))
 
     def __call__(self, images: Tensor) -> Outputs:
-        """Run the model on ``images`` ``(B, C, H, W)``."""
+        """Run the model on ``images`` ``(B, C, H, W)``, compiled if it is and the size fits."""
+        said = self.compiled(self, images) if self.compiled else None
+        return said or self.run(images)
+
+    def run(self, images: Tensor) -> Outputs:
+        """Run the model as it is."""
         self._seen.clear()
         logits = self.model(images)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
@@ -217,6 +223,8 @@ def _describe(value: object) -> str:
 
 def _version(value: object) -> int:
     """How often a tensor was written to; inference tensors do not count."""
+    if torch.compiler.is_compiling():  # the compiler makes a graph without in-place writes
+        return 0
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 

@@ -4,6 +4,7 @@
     <store>/stages/<2 digits>/<key>/
         spec.json                        the full specification
         checkpoint.pt                    resume state, replaced each epoch, gone when done
+        checkpoint.previous.pt           the one before
         student.safetensors              final weights
         predictions.safetensors          predicted class of every test image
         inference.safetensors            a method's modules, only if it keeps them for inference
@@ -11,6 +12,7 @@
         failed.json                      instead of a result: status and reason
         lock                             held while somebody trains
     <store>/exports/<key>/<target>/      bundles of exported students
+    <store>/tables/<key>/                outputs of frozen networks (smskd/output_table.py)
 
 Everything is written aside, fsynced and renamed (``docs/store.md``).
 """
@@ -42,6 +44,7 @@ from smskd_bench.spec import StageSpec
 STORE_FORMAT = 1
 RESULT, FAILED, CHECKPOINT = "result.json", "failed.json", "checkpoint.pt"
 WEIGHTS, PREDICTIONS, SPEC = "student.safetensors", "predictions.safetensors", "spec.json"
+PREVIOUS = "checkpoint.previous.pt"
 RETRAIN = "delete its folder, and run the matrix again"
 INFERENCE = "inference.safetensors"
 
@@ -169,7 +172,8 @@ class Store:
         """Remove what finished stage runs need no more; a kill just before may have left it."""
         with _writing(self.root):
             for key in keys:
-                for path in (self.folder(key) / FAILED, self.folder(key) / CHECKPOINT):
+                for name in (FAILED, CHECKPOINT, PREVIOUS):
+                    path = self.folder(key) / name
                     if path.exists() and self.is_done(key):
                         path.unlink(missing_ok=True)
 
@@ -211,24 +215,28 @@ class Store:
         return found
 
     def save_checkpoint(self, key: str, state: Record) -> None:
-        """Replace the resume state of a stage run."""
+        """Replace the resume state of a stage run; the one before is kept too."""
+        path = self.folder(key) / CHECKPOINT
         with _writing(self.root):
             # Through memory: torch does not say that a full disk is what stopped it.
             buffer = io.BytesIO()
             torch.save(state, buffer)
-            path = self.folder(key) / CHECKPOINT
+            if path.exists():
+                _link(path, path.with_name(PREVIOUS))
             write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
-    def checkpoint(self, key: str) -> Record | None:
-        """The resume state, or None if there is none or it cannot be read."""
-        path = self.folder(key) / CHECKPOINT
-        if not path.exists():
-            return None
-        try:
-            state: Record = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception:  # torch raises many kinds for a damaged file; all mean start over
-            return None
-        return state
+    def checkpoint(self, key: str, epoch: int | None = None) -> Record | None:
+        """The newest resume state that can be read, or None.
+
+        Args:
+            key: The stage run.
+            epoch: If given, only the state after this epoch will do.
+        """
+        for name in (CHECKPOINT, PREVIOUS):
+            state = _read_checkpoint(self.folder(key) / name)
+            if state is not None and epoch in (None, state["epoch"]):
+                return state
+        return None
 
     def stage_keys(self) -> Iterator[str]:
         """Keys of all stage runs that were ever begun."""
@@ -291,6 +299,24 @@ def load_weights(path: Path, hint: str = "give a complete safetensors file") -> 
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{path} cannot be read: {error}", hint) from None
+
+
+def _link(path: Path, other: Path) -> None:
+    """Give a file a second name, in place of what had it."""
+    temporary = other.with_name(f".{other.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.hardlink_to(path)
+    temporary.replace(other)
+
+
+def _read_checkpoint(path: Path) -> Record | None:
+    if not path.exists():
+        return None
+    try:
+        state: Record = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception:  # torch raises many kinds for a damaged file; all mean it cannot be used
+        return None
+    return state
 
 
 def _try_lock(handle: int) -> bool:

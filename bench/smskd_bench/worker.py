@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from smskd.compiled import compile_networks
 from smskd.data import Normalisation, ResidentBatches
 from smskd.datasets import load_dataset
 from smskd.datasets.base import Dataset, split_indices
-from smskd.errors import ConfigError, DivergedError, StoreError
+from smskd.errors import ConfigError, DivergedError, IncompatibleError, StoreError
 from smskd.evaluate import Evaluation, FixedSet, evaluate
+from smskd.folded import Folded
 from smskd.meter import Row
 from smskd.methods import METHODS, MODIFIERS, Method
 from smskd.methods.objective import Part
@@ -29,12 +31,13 @@ from smskd.models import build_model, taps_of
 from smskd.seeding import derive, restore_rng, rng_state, seeded
 from smskd.stages import BestOnDev, Stage, StageReport, finish, prepare
 from smskd.taps import Network
-from smskd.train import StageRun, train
+from smskd.train import Alone, Group, StageRun, train_group
 from smskd.views import Augmentation
 from smskd_bench.cost import network_cost
 from smskd_bench.environment import code_revision, device_name, machine, package_versions
 from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
 from smskd_bench.store import Record, Store, load_weights
+from smskd_bench.table_shelf import NetworkKey, TableChoice, TableShelf
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class RunOptions:
         evaluate_every: Test-set accuracy for the curves every so many epochs; 0 only at the end.
         threads: CPU threads; None leaves the choice to the worker.
         methods: Methods by name, plug-ins included.
+        teacher_table: Whether frozen networks are looked up in tables, and how those are stored.
+        tables: Networks that are worth a table (:mod:`smskd_bench.tables`).
+        compile: Whether networks are compiled.
     """
 
     device: str = "cpu"
@@ -56,6 +62,9 @@ class RunOptions:
     evaluate_every: int = 0
     threads: int | None = None
     methods: dict[str, type[Method]] = field(default_factory=lambda: dict(METHODS))
+    teacher_table: TableChoice = "auto"
+    tables: Mapping[NetworkKey, bool] = field(default_factory=dict)
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,23 @@ class LoadedData:
 Progress = Callable[[StageSpec, Row], None]
 
 
+@dataclass
+class _Begun:
+    """One stage run taken up: built, and at the epoch of its checkpoint."""
+
+    spec: StageSpec
+    run: StageRun
+    batches: ResidentBatches
+    previous: nn.Module | None
+    best: BestOnDev | None
+    sessions: list[Record]
+
+    @property
+    def session(self) -> Record:
+        """The record of this time of taking it up."""
+        return self.sessions[-1]
+
+
 class Worker:
     """Carries out stage runs one after another; keeps data and the last teacher in memory."""
 
@@ -85,6 +111,7 @@ class Worker:
         self.options = options
         self.available_threads = torch.get_num_threads()
         pin_numerics()
+        self.shelf = TableShelf(store.root / "tables", options.tables, options.teacher_table)
         self._data: dict[DataSpec, LoadedData] = {}
         self._teachers: dict[str, Network] = {}
 
@@ -99,27 +126,35 @@ class Worker:
         Raises:
             SmskdError: it cannot be done, or diverged; the checkpoint stays.
         """
+        if not spec.imported:
+            return self.run_together([spec], progress)[0]
         started = time.time()
-        torch.set_num_threads(self.options.threads or self._threads(spec))
         data = self.data(spec.dataset)
         self.store.begin(spec)
-        if spec.imported:
-            model = self._import(spec, data, weights)
-            test = evaluate(model, data.test)
-            result = self._record(spec, StageReport([], test), test, [], started)
-            self.store.complete(spec.key, result, model.state_dict(), test.predictions)
-            return result
-        run, report, sessions = self._train(spec, data, progress)
-        test = report.test or evaluate(run.deployed(), data.test)
-        if not math.isfinite(test.loss):
-            raise DivergedError(
-                "the student's outputs on the test set are not finite", "lower the learning rate"
-            )
-        result = self._record(spec, report, test, sessions, started)
-        student = run.student.model
-        extra = None if run.deployed() is student else run.objective.state_dict()
-        self.store.complete(spec.key, result, student.state_dict(), test.predictions, extra)
+        model = self._import(spec, data, weights)
+        test = evaluate(model, data.test)
+        result = self._record(spec, StageReport([], test), test, [], started)
+        self.store.complete(spec.key, result, model.state_dict(), test.predictions)
         return result
+
+    def run_together(self, specs: Sequence[StageSpec], progress: Progress) -> list[Record]:
+        """Carry stage runs that differ in their seed only to their results, as one network.
+
+        Raises:
+            SmskdError: one of them cannot be done, or diverged, or they cannot be folded; the
+                checkpoints stay, and each can be gone on with alone.
+        """
+        started = time.time()
+        torch.set_num_threads(self.options.threads or self._threads(specs[0]))
+        for spec in specs:
+            self.store.begin(spec)
+        wanted = {key for spec in specs for key in spec.teachers}
+        self._teachers = {key: self._teachers.get(key) or self._teacher(key) for key in wanted}
+        begun = [self._begin(spec) for spec in specs]
+        if len({b.run.epoch for b in begun}) > 1:
+            begun = [self._begin(b.spec, min(x.run.epoch for x in begun)) for b in begun]
+        self._train(begun, progress)
+        return [self._finish(b, started) for b in begun]
 
     def data(self, spec: DataSpec) -> LoadedData:
         """The data set, loaded and split once."""
@@ -165,7 +200,7 @@ class Worker:
     def _teacher(self, key: str) -> Network:
         if key not in self._teachers:
             spec = self.spec(key)
-            self._teachers = {key: Network(self.student(spec), taps_of(spec.model))}
+            self._teachers[key] = Network(self.student(spec), taps_of(spec.model))
         return self._teachers[key]
 
     def spec(self, key: str) -> StageSpec:
@@ -173,42 +208,74 @@ class Worker:
         document = self.store.spec_document(key)
         return StageSpec.from_document(document)
 
-    def _train(
-        self, spec: StageSpec, data: LoadedData, progress: Progress
-    ) -> tuple[StageRun, StageReport, list[Record]]:
-        previous = self._previous(spec)
+    def _begin(self, spec: StageSpec, epoch: int | None = None) -> _Begun:
+        """Build a stage run and bring it to where it stopped, or to an earlier ``epoch``."""
+        data, previous = self.data(spec.dataset), self._previous(spec)
         run = self._prepare(spec, data, previous)
         best = BestOnDev(data.dev) if data.dev else None
         torch.manual_seed(derive(spec.seed, "train", spec.number))
-        sessions = self._resume(spec, run, best)
-        session: Record = {
-            "device": device_name(self.options.device),
-            "threads": torch.get_num_threads(),
-            "from_epoch": run.epoch,
-            "wall_seconds": 0.0,
-        }
-        sessions.append(session)
-        started = time.perf_counter()
+        sessions = self._resume(spec, run, best, epoch)
         batches = ResidentBatches(
             data.train_images, data.train_labels, spec.training.batch_size, spec.seed,
             data.normalise, _augmentation(data.dataset),
         )  # fmt: skip
+        sources = self.shelf.serve(spec, run, batches, sessions[-1] if sessions else {})
+        if self.options.compile:
+            compile_networks(run)
+        session = {
+            "device": device_name(self.options.device),
+            "threads": torch.get_num_threads(),
+            "from_epoch": run.epoch,
+            "wall_seconds": 0.0,
+            "folded": 1,
+            "compiled": self.options.compile,
+            **sources,
+        }
+        return _Begun(spec, run, batches, previous, best, [*sessions, session])
+
+    def _train(self, begun: Sequence[_Begun], progress: Progress) -> None:
+        runs = [b.run for b in begun]
+        of_run = {id(b.run): b for b in begun}
+        started = time.perf_counter()
 
         def after_epoch(run: StageRun) -> None:
-            if best:
-                best.observe(run)
+            mine = of_run[id(run)]
+            if mine.best:
+                mine.best.observe(run)
             if self._wants_test(run):
-                run.history[-1]["test_top1"] = evaluate(run.deployed(), data.test).top1
-            session["wall_seconds"] = time.perf_counter() - started
-            self.store.save_checkpoint(spec.key, _checkpoint(run, best, sessions))
-            progress(spec, run.history[-1])
+                test = self.data(mine.spec.dataset).test
+                run.history[-1]["test_top1"] = evaluate(run.deployed(), test).top1
+            mine.session["wall_seconds"] = (time.perf_counter() - started) / len(runs)
+            self.store.save_checkpoint(mine.spec.key, _checkpoint(run, mine.best, mine.sessions))
+            progress(mine.spec, run.history[-1])
 
-        with closing(run):
-            train(run, batches, after_epoch)
-        if best and spec.training.carry == "best_on_dev":
-            best.restore(run)
-        _, report = finish(run, data.test, previous)
-        return run, report, sessions
+        with ExitStack() as stack:
+            for run in runs:
+                stack.callback(run.close)
+            if len(runs) == 1 or runs[0].epoch == runs[0].training.epochs:
+                group: Group = Alone(runs[0])
+            else:
+                group = stack.enter_context(closing(Folded(runs)))
+                for b in begun:
+                    b.session["folded"] = len(runs)
+            train_group(group, [b.batches for b in begun], after_epoch)
+
+    def _finish(self, begun: _Begun, started: float) -> Record:
+        spec, run = begun.spec, begun.run
+        if begun.best and spec.training.carry == "best_on_dev":
+            begun.best.restore(run)
+        data = self.data(spec.dataset)
+        _, report = finish(run, data.test, begun.previous)
+        test = report.test or evaluate(run.deployed(), data.test)
+        if not math.isfinite(test.loss):
+            raise DivergedError(
+                "the student's outputs on the test set are not finite", "lower the learning rate"
+            )
+        result = self._record(spec, report, test, begun.sessions, started)
+        student = run.student.model
+        extra = None if run.deployed() is student else run.objective.state_dict()
+        self.store.complete(spec.key, result, student.state_dict(), test.predictions, extra)
+        return result
 
     def _wants_test(self, run: StageRun) -> bool:
         every = self.options.evaluate_every
@@ -233,9 +300,14 @@ class Worker:
             train_labels=data.train_labels,
         )
 
-    def _resume(self, spec: StageSpec, run: StageRun, best: BestOnDev | None) -> list[Record]:
-        state = self.store.checkpoint(spec.key)
+    def _resume(
+        self, spec: StageSpec, run: StageRun, best: BestOnDev | None, epoch: int | None
+    ) -> list[Record]:
+        """Load the checkpoint into the run; returns the sessions so far."""
+        state = self.store.checkpoint(spec.key, epoch) if epoch != 0 else None
         if state is None:
+            if epoch:
+                raise IncompatibleError(f"there is no checkpoint of epoch {epoch} to go on from")
             return []
         run.student.model.load_state_dict(state["student"])
         run.objective.load_state_dict(state["objective"])
@@ -289,6 +361,7 @@ class Worker:
             "wall_seconds_last_session": time.time() - started,
             "finished": time.time(),
             "sessions": sessions,
+            "fast_paths": _fast_paths(sessions),
             "environment": {
                 "code": code_revision(),
                 "packages": package_versions(),
@@ -381,6 +454,12 @@ def _checkpoint(run: StageRun, best: BestOnDev | None, sessions: list[Record]) -
         "rng": rng_state(),
         "sessions": sessions,
     }
+
+
+def _fast_paths(sessions: list[Record]) -> Record:
+    """Which shortcuts a result was made with, as far as they can change a bit."""
+    names = ("teacher", "reference", "folded", "compiled")
+    return {n: sessions[-1][n] for n in names if n in sessions[-1]} if sessions else {}
 
 
 def _speed(history: list[Row]) -> float:

@@ -1,0 +1,121 @@
+"""The output tables that a worker has open, each filled before a stage run reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from smskd.data import ResidentBatches
+from smskd.errors import TableError
+from smskd.frozen import Frozen, Live
+from smskd.output_table import OutputTable, Storage, TableSettings, drawn
+from smskd.settings import Precision
+from smskd.taps import POOLED, Network
+from smskd.train import StageRun
+from smskd_bench.spec import StageSpec
+
+TableChoice = Literal["auto", "off", "fp16", "fp32"]
+
+NetworkKey = tuple[str, Precision]
+"""Key of the stage run that trained the frozen network, and the precision it is run in."""
+
+OPEN_AT_ONCE = 4
+LIVE = "live"
+
+
+@dataclass
+class TableShelf:
+    """Tables by network, opened when first read.
+
+    Attributes:
+        root: Folder of all tables.
+        planned: Networks that are worth a table, and whether methods want pooled features of them.
+        choice: "auto" stores fp16; a resumed stage run goes on as it began.
+        filling: Called with entries done and to do while one is filled.
+        note: Called with a message when one cannot be had and the network is run live.
+    """
+
+    root: Path
+    planned: Mapping[NetworkKey, bool]
+    choice: TableChoice = "auto"
+    filling: Callable[[StageSpec, int, int], None] = lambda spec, done, total: None
+    note: Callable[[StageSpec, str], None] = lambda spec, text: None
+    _open: dict[tuple[NetworkKey, Storage], OutputTable] = field(default_factory=dict)
+
+    def serve(
+        self, spec: StageSpec, run: StageRun, data: ResidentBatches, begun: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Put filled tables in place of the live networks of a stage run, where that is planned.
+
+        Args:
+            spec: The stage run.
+            run: Its networks; replaced in place.
+            data: Its training set.
+            begun: The sources it was begun with, empty if it was not.
+
+        Returns:
+            The source of the "teacher" and of the "reference", of those there are.
+        """
+        sources: dict[str, str] = {}
+        if run.teachers:
+            frozen = [
+                self._replace(teacher, key, spec, data, run.epoch, begun.get("teacher"))
+                for teacher, key in zip(run.teachers, spec.teachers, strict=True)
+            ]
+            run.teachers = frozen
+            sources["teacher"] = " and ".join(dict.fromkeys(f.source for f in frozen))
+        if run.anchor and spec.parent:
+            run.anchor.network = self._replace(
+                run.anchor.network, spec.parent, spec, data, run.epoch, begun.get("reference")
+            )
+            sources["reference"] = run.anchor.network.source
+        return sources
+
+    def _replace(
+        self,
+        frozen: Frozen,
+        key: str,
+        spec: StageSpec,
+        data: ResidentBatches,
+        epochs_done: int,
+        begun: str | None,
+    ) -> Frozen:
+        network = (key, spec.training.precision)
+        storage = self._storage(network, begun)
+        if storage is None or not isinstance(frozen, Live) or frozen.network.roles - {POOLED}:
+            return frozen
+        first, last = spec.first_epoch + epochs_done + 1, spec.first_epoch + spec.training.epochs
+        try:
+            table = self._table(network, storage, frozen, data)
+            table.fill(
+                drawn(data, range(first, last + 1)),
+                lambda done, total: self.filling(spec, done, total),
+            )
+        except TableError as error:
+            self.note(spec, f"{error.message}; the network is run live instead")
+            return frozen
+        frozen.close()
+        return table
+
+    def _storage(self, network: NetworkKey, begun: str | None) -> Storage | None:
+        """How to store it, or None to run it live."""
+        if self.choice == "auto" and begun is not None:
+            return {"table fp16": "fp16", "table fp32": "fp32"}.get(begun)  # type: ignore[return-value]
+        if self.choice == "off" or network not in self.planned:
+            return None
+        return "fp16" if self.choice == "auto" else self.choice
+
+    def _table(
+        self, network: NetworkKey, storage: Storage, live: Live, data: ResidentBatches
+    ) -> OutputTable:
+        place = (network, storage)
+        if place not in self._open:
+            while len(self._open) >= OPEN_AT_ONCE:
+                self._open.pop(next(iter(self._open)))
+            pooled = self.planned.get(network, False) or POOLED in live.network.roles
+            settings = TableSettings(storage, network[1], pooled)
+            frozen = Network(live.network.model, live.network.taps)
+            self._open[place] = OutputTable(self.root, frozen, data, settings)
+        return self._open[place]

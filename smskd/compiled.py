@@ -1,0 +1,58 @@
+"""Compile a stage's networks with ``torch.compile``: fewer, fused kernels for the same formulas.
+
+Compiling takes a minute, so it is done once per architecture, features read and batch shape, and
+reused for every seed, method and stage in the process: parameters are inputs of the compiled code.
+Shapes are static; the smaller last batch of an epoch runs as it is. On a GPU the forward and the
+backward pass are each replayed as CUDA graphs. Results change by rounding.
+
+Shapes: B batch, C channels, H and W height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from smskd.frozen import Live
+from smskd.taps import Outputs, TappedModel
+from smskd.train import StageRun
+
+MANY = 64
+"""Networks times modes times shapes that one process may compile before falling back."""
+
+
+def compile_networks(run: StageRun) -> None:
+    """Let a stage run's student, and what is live of teachers and reference, run compiled."""
+    frozen = [*run.teachers, *([run.anchor.network] if run.anchor else [])]
+    networks = [run.student, *(f.network for f in frozen if isinstance(f, Live))]
+    for network in networks:
+        network.compiled = _Full(run.training.batch_size)
+
+
+class _Full:
+    """Runs a network compiled on full batches; None for others."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def __call__(self, network: TappedModel, images: Tensor) -> Outputs | None:
+        if len(images) != self.batch_size:
+            return None
+        return _compiled(images.device.type)(network, images)
+
+
+def _forward(network: TappedModel, images: Tensor) -> Outputs:
+    return network.run(images)
+
+
+@cache
+def _compiled(device: str) -> Callable[[TappedModel, Tensor], Outputs]:
+    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, MANY)
+    mode = "reduce-overhead" if device == "cuda" else "default"
+    compiled: Callable[[TappedModel, Tensor], Outputs] = torch.compile(
+        _forward, dynamic=False, mode=mode
+    )
+    return compiled
