@@ -42,7 +42,7 @@ class TableShelf:
     choice: TableChoice = "auto"
     filling: Callable[[StageSpec, int, int], None] = lambda spec, done, total: None
     note: Callable[[StageSpec, str], None] = lambda spec, text: None
-    _open: dict[tuple[NetworkKey, Storage], OutputTable] = field(default_factory=dict)
+    _open: dict[tuple[NetworkKey, Storage, bool], OutputTable] = field(default_factory=dict)
 
     def serve(
         self, spec: StageSpec, run: StageRun, data: ResidentBatches, begun: Mapping[str, str]
@@ -110,11 +110,11 @@ class TableShelf:
     def _table(
         self, network: NetworkKey, storage: Storage, live: Live, data: ResidentBatches
     ) -> OutputTable:
-        place = (network, storage)
+        pooled = self.planned.get(network, False) or POOLED in live.network.roles
+        place = (network, storage, pooled)
         if place not in self._open:
             while len(self._open) >= OPEN_AT_ONCE:
                 self._open.pop(next(iter(self._open)))
-            pooled = self.planned.get(network, False) or POOLED in live.network.roles
             settings = TableSettings(storage, network[1], pooled)
             frozen = Network(live.network.model, live.network.taps)
             self._open[place] = OutputTable(self.root, frozen, data, settings)
