@@ -11,6 +11,7 @@
         failed.json                      instead of a result: status and reason
         lock                             held while somebody trains
     <store>/exports/<key>/<target>/      bundles of exported students
+    <store>/calibration.json             speeds measured by --dry-run; may be deleted
 
 Everything is written aside, fsynced and renamed (``docs/store.md``).
 """
@@ -89,6 +90,10 @@ class Store:
                 "use the version that made it, or another folder with --store DIR",
             )
         return cls(root)
+
+    def is_there(self) -> bool:
+        """Whether anything was ever run in it."""
+        return (self.root / "store.json").exists()
 
     def folder(self, key: str) -> Path:
         """The folder of one stage run."""
