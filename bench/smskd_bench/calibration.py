@@ -17,10 +17,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 
 from smskd_bench.atomic import write_json
 from smskd_bench.environment import device_name
+from smskd_bench.problems import read_strictly
 from smskd_bench.speed import Workload, as_measured, measure
 from smskd_bench.store import Store
 
@@ -93,8 +93,7 @@ def calibrate(
     failed = _measure_all(missing, here, device, progress, each_s)
     if store:
         _keep(store, kept | {(name, torch.__version__, work): ms for work, ms in here.items()})
-    late = [work for work in missing if work not in here and work not in failed]
-    estimated = {work: ms for work in late if (ms := _estimate(work, here)) is not None}
+    estimated = _estimate([w for w in missing if w not in here and w not in failed], here)
     return Calibration(device, name, here, failed, estimated, time.perf_counter() - started)
 
 
@@ -120,10 +119,13 @@ def _measure_all(
     return failed
 
 
-def _estimate(work: Workload, measured: dict[Workload, float]) -> float | None:
-    """As long for each MAC as networks that were measured at the same kind of work."""
-    rates = [ms / other.macs for other, ms in measured.items() if other.role == work.role]
-    return work.macs * median(rates) if rates else None
+def _estimate(late: list[Workload], measured: dict[Workload, float]) -> dict[Workload, float]:
+    """As long for each MAC as what was measured, at the same kind of work if possible."""
+    rates: dict[str, list[float]] = {"train": [], "forward": []}
+    for work, ms in measured.items():
+        rates[work.role].append(ms / work.macs)
+    known = [*rates["train"], *rates["forward"]]
+    return {work: work.macs * median(rates[work.role] or known) for work in late if known}
 
 
 def _read(path: Path) -> dict[_Place, float]:
@@ -136,7 +138,7 @@ def _read(path: Path) -> dict[_Place, float]:
 
 
 def _entry(entry: dict[str, Any]) -> tuple[_Place, float]:
-    work = TypeAdapter(Workload).validate_python(entry["work"], strict=True)
+    work = read_strictly(Workload, entry["work"])
     ms = float(entry["ms_per_image"])
     if not (math.isfinite(ms) and ms > 0.0):
         raise ValueError(f"{ms} ms an image")

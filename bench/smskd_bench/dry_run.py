@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -103,25 +104,27 @@ def _sizes(plan: Plan, done: set[str], request: RunRequest) -> list[str]:
 
 
 def _tables(planned: Tables, fitting: Tables, store: Store) -> list[str]:
-    """How many frozen networks get a table, and what the tables need."""
+    """How many frozen networks get a table, what the tables need, and why others get none."""
+    if not planned:
+        return ["tables      none: no stage run reads a frozen network"]
     paying = {place: table for place, table in planned.items() if table.pays}
-    if not paying:
-        return [f"tables      none of {len(planned)} frozen networks is worth one"]
     sizes = [table.num_bytes for table in paying.values()]
-    text = f"{len(paying)} of {len(planned)} frozen networks are worth one"
-    lines = [f"tables      {text}: {size_text(max(sizes))} at most, {size_text(sum(sizes))} in all"]
+    text = f"tables      {len(paying)} of {len(planned)} frozen networks are worth one"
+    size = f": {size_text(max(sizes))} at most, {size_text(sum(sizes))} in all" if sizes else ""
+    lines = [text + size]
     if lacking := [size for place, size in zip(paying, sizes, strict=True) if place not in fitting]:
         why = room_for(max(lacking), store.root)
         lines.append(f"            {len(lacking)} do not fit and are run live: {why}")
     elif why := room_for(sum(sizes), store.root):
         lines.append(f"            not all fit at once: {why}")
-    return lines
+    reasons = Counter(table.why_not for table in planned.values() if not table.pays)
+    return lines + [f"            {n} live: {why}" for why, n in reasons.most_common(2)]
 
 
 def _worth(lines: list[Saving]) -> list[str]:
     """The savings as an aligned table."""
     alone = lines[0].seconds
-    head = f"{'the whole matrix, with':<24} {'time':>10} {'factor':>8}"
+    head = f"{'the whole plan':<24} {'time':>10} {'factor':>8}"
     return [head] + [
         f"  {line.name:<22} {duration_text(line.seconds):>10} {alone / line.seconds:>8.1f}"
         for line in lines
@@ -140,7 +143,7 @@ def _source(speeds: Calibration, work: list[Workload], store: Store) -> list[str
     return [
         f"times: a prediction from speeds measured on {speeds.name}, {threads}, {where}",
         *(f"not measured, so not counted: {w}: {why}" for w, why in speeds.failed.items()),
-        *([f"estimated for want of time: {late}; another dry run measures them"] if late else []),
+        *([f"estimated from their MACs, for want of time: {late}"] if late else []),
     ]
 
 

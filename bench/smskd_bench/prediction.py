@@ -95,7 +95,7 @@ class Predictor:
             done: Stage runs that have had their share of the tables.
         """
         tables, total, used = tables or {}, Bill(), set()
-        for key, times in Counter(keys).items():
+        for key, times in Counter(iter(keys)).items():
             one = self.stage(self.plan.nodes[key], tables)
             for _ in range(times):
                 total.add(one)
@@ -182,10 +182,10 @@ class Parallel:
         return seconds / (self.fold_speedup or 1.0)
 
     def shared_out(self, seconds: float, chain_s: float) -> float:
-        """Time with all workers; never less than the longest chain of dependent stage runs."""
+        """Time with all workers: at least the longest chain, at most that of one worker."""
         if self.workers == 1:
             return seconds
-        return max(seconds / (self.worker_speedup or self.workers), chain_s)
+        return max(seconds / (self.worker_speedup or self.workers), min(chain_s, seconds))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ CPU_STEP_MACS = 4e9
 
 LEAST_IMAGES = 8
 
-STEPS_A_BLOCK = {"cpu": 1, "cuda": 10}
+STEPS_A_BLOCK = {"cpu": 1, "cuda": 5}
 """Steps between looks at the clock: a GPU must not be waited for after each."""
 
 
