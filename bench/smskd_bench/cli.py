@@ -72,7 +72,7 @@ def main() -> None:
 @click.option(
     "--threads", type=click.IntRange(min=1), help="CPU threads; torch's default if unset."
 )
-@click.option("--dry-run", is_flag=True, help="Print the plan and its cost; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan, its cost and its time; run nothing.")
 @click.option(
     "--tracking", type=click.Choice(["wandb", "none"]), default="wandb", show_default=True,
     help="Mirror to Weights & Biases (offline without a login), or not.",
@@ -91,7 +91,9 @@ def run(dry_run: bool, **options: Any) -> None:
 
     request = running.RunRequest(**options)
     if dry_run:
-        running.dry_run(request, Console())
+        from smskd_bench.dry_run import dry_run as show
+
+        show(request, Console(), Console(stderr=True))
     else:
         sys.exit(running.run(request, Console()))
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import torch
+
 from smskd.cost import ModelCost, model_cost
 from smskd.datasets import dataset_info
-from smskd.models import build_model
+from smskd.models import build_model, taps_of
 from smskd.seeding import seeded
+from smskd.taps import POOLED, probe
 from smskd_bench.plan import Plan
 from smskd_bench.spec import StageSpec
 
@@ -53,6 +56,16 @@ def network_cost(model: str, dataset: str) -> ModelCost:
     with seeded(0):  # drawing its weights must not move the stream that training draws from
         network = build_model(model, info.num_classes, info.channels)
     return model_cost(network, (info.channels, info.size, info.size))
+
+
+@cache
+def pooled_width(model: str, dataset: str) -> int:
+    """Width of a network's pooled feature for a data set's image shape."""
+    info = dataset_info(dataset)
+    with seeded(0):
+        network = build_model(model, info.num_classes, info.channels)
+    image = torch.zeros(1, info.channels, info.size, info.size)
+    return probe(network, taps_of(model), [POOLED], image).pooled
 
 
 def epoch_macs(spec: StageSpec, plan: Plan) -> int:

@@ -11,13 +11,12 @@ from rich.console import Console
 from smskd.errors import ConfigError
 from smskd.methods import METHODS, Method, load_plugins
 from smskd_bench.config import load_matrix
-from smskd_bench.cost import plan_cost
 from smskd_bench.executors.local import Observer, Summary, execute, missing
 from smskd_bench.mirror import MirrorObserver
 from smskd_bench.plan import Plan, make_plan
 from smskd_bench.progress import ProgressDisplay
 from smskd_bench.report.rows import leaderboard_rows
-from smskd_bench.report.tables import human, print_table
+from smskd_bench.report.tables import print_table
 from smskd_bench.store import Store
 from smskd_bench.tracking import Tracker, TrackerKind, make_tracker
 from smskd_bench.worker import RunOptions, Worker
@@ -40,28 +39,6 @@ class RunRequest:
     retry_failed: bool = False
     download: bool = False
     threads: int | None = None
-
-
-def dry_run(request: RunRequest, console: Console) -> None:
-    """Print what a run would do."""
-    plan = make_plan(load_matrix(request.matrix), request.only)
-    store = Store.peek(request.store)
-    done = {key for key in plan.nodes if store.is_done(key)}
-    cost = plan_cost(plan, done)
-    saved = 100.0 * (1.0 - cost.macs / cost.macs_before)
-    lines = [
-        f"matrix      {plan.matrix.name}: {request.matrix}",
-        f"cells       {cost.cells:,}",
-        f"stage runs  {cost.stages:,} (of {cost.stages_before:,} if every cell ran alone)",
-        f"epochs      {cost.epochs:,} (of {cost.epochs_before:,})",
-        f"MACs        {human(cost.macs)} (of {human(cost.macs_before)}; "
-        f"sharing saves {saved:.0f} %)",
-        f"done        {cost.done:,} stage runs in {request.store}",
-        f"left        {cost.stages - cost.done:,} stage runs, {cost.epochs_left:,} epochs, "
-        f"{human(cost.macs_left)} MACs",
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def run(request: RunRequest, console: Console) -> int:

@@ -13,6 +13,7 @@
         lock                             held while somebody trains
     <store>/exports/<key>/<target>/      bundles of exported students
     <store>/tables/<key>/                outputs of frozen networks (smskd/output_table.py)
+    <store>/calibration.json             speeds measured by --dry-run; may be deleted
 
 Everything is written aside, fsynced and renamed (``docs/store.md``).
 """
@@ -92,6 +93,10 @@ class Store:
                 "use the version that made it, or another folder with --store DIR",
             )
         return cls(root)
+
+    def is_there(self) -> bool:
+        """Whether anything was ever run in it."""
+        return (self.root / "store.json").exists()
 
     def folder(self, key: str) -> Path:
         """The folder of one stage run."""

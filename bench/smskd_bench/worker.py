@@ -33,11 +33,11 @@ from smskd.stages import BestOnDev, Stage, StageReport, finish, prepare
 from smskd.taps import Network
 from smskd.train import Alone, Group, StageRun, train_group
 from smskd.views import Augmentation
-from smskd_bench.cost import network_cost
 from smskd_bench.environment import code_revision, device_name, machine, package_versions
 from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
 from smskd_bench.store import Record, Store, load_weights
 from smskd_bench.table_shelf import NetworkKey, TableChoice, TableShelf
+from smskd_bench.threads import step_threads
 
 
 @dataclass(frozen=True)
@@ -182,14 +182,9 @@ class Worker:
         return self.student(self.spec(spec.parent)) if spec.parent else None
 
     def _threads(self, spec: StageSpec) -> int:
-        """CPU threads: one where a step is too small to share, else what torch was given.
-
-        It does not depend on the machine's load; a resumed run takes the number it began with.
-        """
-        networks = [spec, *(self.spec(key) for key in spec.teachers)]
-        macs = [network_cost(n.model, n.dataset.name).macs for n in networks]
-        step = (3 * macs[0] + sum(macs[1:])) * spec.training.batch_size
-        return 1 if step < SMALL_STEP_MACS else self.available_threads
+        """CPU threads; a resumed run takes the number it began with."""
+        teachers = [self.spec(key) for key in spec.teachers]
+        return step_threads(spec, teachers, self.available_threads)
 
     def _build(self, spec: StageSpec) -> nn.Module:
         info = self.data(spec.dataset).dataset.info
@@ -371,10 +366,6 @@ class Worker:
             },
             "data": {"name": spec.dataset.name, "fingerprint": spec.dataset.fingerprint},
         }
-
-
-SMALL_STEP_MACS = 1e9
-"""A training step below this gains little from a second thread and loses much on a busy machine."""
 
 
 def pin_numerics() -> None:

@@ -288,11 +288,22 @@ def test_leaderboard_of_an_empty_store_in_all_formats(here, bench, matrix):
 
 def test_dry_run(here, bench, matrix):
     store = bench.folder / "missing"
-    out = here("run", "--matrix", matrix, "--store", store, "--dry-run").out
-    assert "cells       3" in out
-    assert "stage runs  5 (of 7 if every cell ran alone)" in out
-    assert "left        5 stage runs, 15 epochs" in out
+    done = here("run", "--matrix", matrix, "--store", store, "--dry-run")
+    assert "cells       3" in done.out
+    assert "stage runs  5 (of 7 if every cell ran alone)" in done.out
+    assert "left        5 stage runs, 15 epochs" in done.out
+    assert "predicted   " in done.out
+    assert "+ reference tables" in done.out
+    assert done.err.startswith("measuring the speed of this device")
     assert not store.exists()
+
+
+def test_dry_run_of_the_quickstart(here, bench):
+    board = ROOT / "leaderboards" / "quickstart.yaml"
+    out = here("run", "--matrix", board, "--store", bench.folder / "missing", "--dry-run").out
+    assert "cells       48\n" in out
+    assert "stage runs  55 (of 135 if every cell ran alone)\n" in out
+    assert "tables      10 of 10 frozen networks are worth one" in out
 
 
 # --------------------------------------------------------------------------------------- refusals

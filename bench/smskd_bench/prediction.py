@@ -1,0 +1,240 @@
+"""How long a plan takes: images of each kind of work, times what each was measured to take.
+
+Counted are training steps, frozen networks that are run live, the filling of tables, evaluations,
+and a fixed cost of each stage run and epoch. Not counted are the losses of the methods themselves,
+which are small beside the networks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from smskd.datasets import dataset_info
+from smskd.output_table import CHUNK
+from smskd.settings import Precision
+from smskd_bench.calibration import Calibration
+from smskd_bench.cost import network_cost, num_train
+from smskd_bench.plan import Plan
+from smskd_bench.spec import StageSpec
+from smskd_bench.speed import Role, Workload
+from smskd_bench.tables import TableKey, TablePlan, frozen_uses, views_to_fill
+from smskd_bench.threads import step_threads, threads_for
+
+STAGE_RUN_S = 0.1
+"""Building, loading, saving and comparing of one stage run; measured on a CPU."""
+
+EPOCH_S = 0.02
+"""Checkpoint and bookkeeping of one epoch; measured on a local disk."""
+
+Tables = Mapping[TableKey, TablePlan]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a plan is to run.
+
+    Attributes:
+        device: torch device string.
+        available: CPU threads that torch has.
+        threads: CPU threads the user asked for; None leaves them to the worker's rule.
+    """
+
+    device: str
+    available: int
+    threads: int | None = None
+
+
+@dataclass
+class Bill:
+    """What has to be done.
+
+    Attributes:
+        images: Images by kind of work.
+        stage_runs: Number of stage runs.
+        epochs: Their epochs.
+    """
+
+    images: Counter[Workload] = field(default_factory=Counter)
+    stage_runs: int = 0
+    epochs: int = 0
+
+    def add(self, other: Bill) -> None:
+        """Add another bill to this one."""
+        self.images.update(other.images)
+        self.stage_runs += other.stage_runs
+        self.epochs += other.epochs
+
+    def seconds(self, speeds: Calibration) -> float:
+        """Predicted time; work that could not be measured counts nothing."""
+        fixed = self.stage_runs * STAGE_RUN_S + self.epochs * EPOCH_S
+        images = self.images.items()
+        return fixed + sum(n * (speeds.ms_per_image(w) or 0.0) / 1000.0 for w, n in images)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Makes the bills of one plan on one machine."""
+
+    plan: Plan
+    machine: Machine
+
+    def bill(
+        self, keys: Iterable[str], tables: Tables | None = None, done: Collection[str] = ()
+    ) -> Bill:
+        """What the stage runs ``keys`` cost, each as often as it is named.
+
+        Args:
+            keys: Stage runs.
+            tables: Tables that are made; their filling is part of the bill.
+            done: Stage runs that have had their share of the tables.
+        """
+        tables, total, used = tables or {}, Bill(), set()
+        for key, times in Counter(iter(keys)).items():
+            one = self.stage(self.plan.nodes[key], tables)
+            for _ in range(times):
+                total.add(one)
+            used |= {place for place, table in tables.items() if key in table.users}
+        for place in used:
+            total.add(self.filling(tables[place], done))
+        return total
+
+    def stage(self, spec: StageSpec, tables: Tables | None = None) -> Bill:
+        """One stage run, without the filling of tables."""
+        tables, epochs, precision = tables or {}, spec.training.epochs, spec.training.precision
+        total = Bill(stage_runs=1, epochs=epochs)
+        threads = self._threads(spec)
+        images = epochs * num_train(spec)
+        if images:
+            total.images[_step(spec, spec.model, "train", threads)] += images
+            for use in frozen_uses(spec, self.plan):
+                table = tables.get((use.network, precision))
+                if table is None or use.why_live:
+                    model = self.plan.nodes[use.network].model
+                    total.images[_step(spec, model, "forward", threads)] += images
+        total.images[self._large(spec, "fp32")] += self.evaluated(spec)
+        return total
+
+    def filling(self, table: TablePlan, done: Collection[str] = ()) -> Bill:
+        """The forwards that fill a table, but for what users in ``done`` have filled."""
+        spec = self.plan.nodes[table.network]
+        images = round(views_to_fill(table, self.plan, done) * num_train(spec))
+        return Bill(Counter({self._large(spec, table.precision): images}))
+
+    def evaluated(self, spec: StageSpec) -> int:
+        """Images that one stage run is evaluated on: test set at its end, curves, development set.
+
+        The student of the stage before is evaluated too, to compare the two.
+        """
+        every, epochs = self.plan.matrix.evaluate_every, spec.training.epochs
+        curve = max(0, epochs - 1) // every if every else 0
+        tests = 1 + curve + (1 if spec.parent else 0)
+        return tests * dataset_info(spec.dataset.name).num_test + epochs * spec.dataset.dev_size
+
+    def longest_chain_s(self, keys: Iterable[str], tables: Tables, speeds: Calibration) -> float:
+        """Time of the longest chain of stage runs that wait for each other."""
+        wanted, ends = set(keys), dict[str, float]()
+        for key, spec in self.plan.nodes.items():  # in dependency order
+            before = max((ends[k] for k in spec.depends_on), default=0.0)
+            own = self.stage(spec, tables).seconds(speeds) if key in wanted else 0.0
+            ends[key] = before + own
+        return max(ends.values(), default=0.0)
+
+    def _threads(self, spec: StageSpec) -> int:
+        teachers = [self.plan.nodes[key] for key in spec.teachers]
+        return self.machine.threads or step_threads(spec, teachers, self.machine.available)
+
+    def _large(self, spec: StageSpec, precision: Precision) -> Workload:
+        size = CHUNK[torch.device(self.machine.device).type]
+        macs = network_cost(spec.model, spec.dataset.name).macs
+        threads = self.machine.threads or threads_for(macs * size, self.machine.available)
+        return Workload(spec.model, spec.dataset.name, size, precision, threads, "forward")
+
+
+def _step(spec: StageSpec, model: str, role: Role, threads: int) -> Workload:
+    """Work that is done for each batch of a stage run."""
+    recipe = spec.training
+    return Workload(model, spec.dataset.name, recipe.batch_size, recipe.precision, threads, role)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """What the savings beyond sharing and tables bring, as far as it is known.
+
+    Attributes:
+        fold_speedup: How many times faster training is with seeds folded into one network; None
+            if they are not folded.
+        workers: Processes at once.
+        worker_speedup: How many times the work of one they do together; None takes their number.
+    """
+
+    fold_speedup: float | None = None
+    workers: int = 1
+    worker_speedup: float | None = None
+
+    def folded(self, seconds: float) -> float:
+        """Time with folded seeds."""
+        return seconds / (self.fold_speedup or 1.0)
+
+    def shared_out(self, seconds: float, chain_s: float) -> float:
+        """Time with all workers: at least the longest chain, at most that of one worker."""
+        if self.workers == 1:
+            return seconds
+        return max(seconds / (self.worker_speedup or self.workers), min(chain_s, seconds))
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a matrix takes with one more saving than the line before.
+
+    Attributes:
+        name: Of the saving.
+        seconds: Predicted time of the whole matrix.
+    """
+
+    name: str
+    seconds: float
+
+
+def savings(
+    predictor: Predictor, tables: Tables, speeds: Calibration, parallel: Parallel
+) -> list[Saving]:
+    """The whole matrix, finished stage runs included, with one saving after the other."""
+    plan = predictor.plan
+    everything = list(plan.nodes)
+    teachers = {key for spec in plan.nodes.values() for key in spec.teachers}
+    of_teachers = {place: t for place, t in tables.items() if t.network in teachers}
+
+    def line(name: str, keys: list[str], used: Tables) -> Saving:
+        return Saving(name, predictor.bill(keys, used).seconds(speeds))
+
+    lines = [
+        line("every cell alone", plan.run_alone(), {}),
+        line("+ prefixes shared", everything, {}),
+        line("+ teacher tables", everything, of_teachers),
+        line("+ reference tables", everything, tables),
+    ]
+    folded = parallel.folded(lines[-1].seconds)
+    if parallel.fold_speedup is not None:
+        lines.append(Saving("+ folded seeds", folded))
+    if parallel.workers > 1:
+        chain_s = predictor.longest_chain_s(everything, tables, speeds)
+        seconds = parallel.shared_out(folded, chain_s)
+        lines.append(Saving(f"+ {parallel.workers} workers", seconds))
+    return lines
+
+
+def left_s(
+    predictor: Predictor,
+    tables: Tables,
+    done: Collection[str],
+    speeds: Calibration,
+    parallel: Parallel,
+) -> float:
+    """Predicted time of the stage runs that are not ``done``, with every saving."""
+    keys = [key for key in predictor.plan.nodes if key not in done]
+    seconds = parallel.folded(predictor.bill(keys, tables, done).seconds(speeds))
+    return parallel.shared_out(seconds, predictor.longest_chain_s(keys, tables, speeds))

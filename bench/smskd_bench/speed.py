@@ -1,0 +1,194 @@
+"""How long one network takes for an image: short, real measurements on the device at hand.
+
+A training step is the library's own: batches cut and augmented on the device, forward, backward,
+SGD. Images and labels are random, of the data set's shape; they cost the same as real ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Literal
+
+import torch
+
+from smskd.data import Batch, Normalisation, ResidentBatches
+from smskd.datasets import dataset_info
+from smskd.meter import Meter
+from smskd.methods import METHODS
+from smskd.models import build_model, taps_of
+from smskd.seeding import seeded
+from smskd.settings import Precision, Training
+from smskd.stages import Stage, prepare
+from smskd.taps import Network, TappedModel
+from smskd.train import step_terms
+from smskd.views import Augmentation
+from smskd_bench.cost import network_cost
+from smskd_bench.worker import pin_numerics, to_device
+
+Role = Literal["train", "forward"]
+
+Step = Callable[[], int]
+"""Works through one batch and returns how many images it had."""
+
+LEAST_STEPS, MOST_STEPS = 3, 50
+
+CPU_STEP_MACS = 4e9
+"""On a CPU, batches that cost more are measured on fewer images, which cost about the same each."""
+
+LEAST_IMAGES = 8
+
+STEPS_A_BLOCK = {"cpu": 1, "cuda": 5}
+"""Steps between looks at the clock: a GPU must not be waited for after each."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One network at one kind of work.
+
+    Attributes:
+        model: Name in the zoo.
+        dataset: Whose image shape and classes it has.
+        batch_size: Images a step.
+        precision: Under which it runs.
+        threads: CPU threads.
+        role: A "train" step of the network as a student, or a "forward" pass of it frozen.
+    """
+
+    model: str
+    dataset: str
+    batch_size: int
+    precision: Precision
+    threads: int
+    role: Role
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates an image; a backward pass is about two forward passes."""
+        macs = network_cost(self.model, self.dataset).macs
+        return 3 * macs if self.role == "train" else macs
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.role} {self.batch_size}"
+
+
+def measure(work: Workload, device: str, limit_s: float = 0.6) -> float:
+    """Milliseconds an image: one warm-up, then the median of steps for about ``limit_s`` seconds.
+
+    Raises:
+        RuntimeError: torch cannot do it, for instance for want of memory.
+    """
+    pin_numerics()
+    images = as_measured(work, device).batch_size
+    with cpu_threads(work.threads), seeded(0):
+        step = training_step(work, images, device) if work.role == "train" else None
+        step = step or forward_step(work, images, device)
+        return 1000.0 * _median_step_s(step, device, limit_s) / images
+
+
+def as_measured(work: Workload, device: str) -> Workload:
+    """The same with the batch that is measured: its own, or what a CPU does in reasonable time."""
+    if torch.device(device).type != "cpu":
+        return work
+    fitting = max(LEAST_IMAGES, int(CPU_STEP_MACS / work.macs))
+    return replace(work, batch_size=min(work.batch_size, fitting))
+
+
+def training_step(work: Workload, images: int, device: str, teacher: str | None = None) -> Step:
+    """A step of training on ``images`` images, with live KD if there is a teacher (its name)."""
+    batches = _batches(work, images, device)
+    training = Training(1, batch_size=images, precision=work.precision)
+    method = METHODS["kd" if teacher else "scratch"]()
+    run = prepare(
+        _network(work.model, work.dataset, device),
+        [_network(teacher, work.dataset, device)] if teacher else [],
+        Stage(method, epochs=1),
+        training,
+        next(batches).images[:1],
+    )
+    run.student.model.train()
+    meter = Meter(1)
+
+    def step() -> int:
+        task, distill = step_terms(run, next(batches), 1, meter)
+        run.objective.descend(task, distill, run.optimizer)
+        return images
+
+    return step
+
+
+def forward_step(work: Workload, images: int, device: str) -> Step:
+    """A forward pass of the frozen network over ``images`` images."""
+    batches = _batches(work, images, device)
+    network = _network(work.model, work.dataset, device)
+    frozen = TappedModel(network.model.eval().requires_grad_(False), network.taps)
+    half = work.precision == "bf16"
+    kind = torch.device(device).type
+
+    @torch.no_grad()
+    def step() -> int:
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
+            frozen(next(batches).images)
+        return images
+
+    return step
+
+
+def wait_for(device: str) -> None:
+    """Let a GPU finish what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Run a block with so many of torch's CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _median_step_s(step: Step, device: str, limit_s: float) -> float:
+    block = STEPS_A_BLOCK[torch.device(device).type]
+    _block_s(step, block, device)
+    times: list[float] = []
+    while len(times) < LEAST_STEPS or (sum(times) < limit_s and len(times) < MOST_STEPS):
+        times.append(_block_s(step, block, device))
+    return median(times) / block
+
+
+def _block_s(step: Step, count: int, device: str) -> float:
+    started = time.perf_counter()
+    for _ in range(count):
+        step()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
+def _network(model: str, dataset: str, device: str) -> Network:
+    info = dataset_info(dataset)
+    network = build_model(model, info.num_classes, info.channels)
+    return Network(to_device(network, device), taps_of(model))
+
+
+def _batches(work: Workload, images: int, device: str) -> Iterator[Batch]:
+    """Random training data of the data set's shape, without end."""
+    info = dataset_info(work.dataset)
+    shape = (4 * images, info.channels, info.size, info.size)
+    data = ResidentBatches(
+        torch.randint(0, 256, shape, dtype=torch.uint8).to(device),
+        torch.randint(0, info.num_classes, shape[:1]).to(device),
+        images,
+        normalise=Normalisation(info.mean, info.std),
+        augment=Augmentation(info.pad, info.flip),
+    )
+    epoch = 0
+    while True:
+        epoch += 1
+        yield from data.epoch(epoch)
