@@ -78,6 +78,7 @@ class OutputTable:
         network: Frozen here.
         data: The training set; its seed and batch size do not matter.
         settings: What is kept.
+        why_no_room: Asked for a table that is not there yet, with its bytes; a reason refuses it.
 
     Raises:
         TableError: there is no room for it, or the folder cannot be written.
@@ -89,6 +90,7 @@ class OutputTable:
         network: Network,
         data: ResidentBatches,
         settings: TableSettings | None = None,
+        why_no_room: Callable[[int], str | None] = lambda num_bytes: None,
     ) -> None:
         self.settings = settings or TableSettings()
         self.data = data
@@ -98,6 +100,8 @@ class OutputTable:
         self.folder = root / self.key[:32]
         self._shapes = self._column_shapes()
         self._on_device: dict[str, Tensor] = {}
+        if not self.folder.exists() and (reason := why_no_room(self.num_bytes)) is not None:
+            raise TableError(f"a table does not fit: {reason}", "free some space, or run it live")
         with _refusing(self.folder, self.num_bytes):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():

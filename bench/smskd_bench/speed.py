@@ -20,6 +20,7 @@ from smskd.datasets import dataset_info
 from smskd.meter import Meter
 from smskd.methods import METHODS
 from smskd.models import build_model, taps_of
+from smskd.precision import autocast
 from smskd.seeding import seeded
 from smskd.settings import Precision, Training
 from smskd.stages import Stage, prepare
@@ -125,12 +126,11 @@ def forward_step(work: Workload, images: int, device: str) -> Step:
     batches = _batches(work, images, device)
     network = _network(work.model, work.dataset, device)
     frozen = TappedModel(network.model.eval().requires_grad_(False), network.taps)
-    half = work.precision == "bf16"
-    kind = torch.device(device).type
+    place = torch.device(device)
 
     @torch.no_grad()
     def step() -> int:
-        with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
+        with autocast(work.precision, place):
             frozen(next(batches).images)
         return images
 

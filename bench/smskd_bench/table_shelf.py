@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +12,12 @@ from smskd.data import ResidentBatches
 from smskd.errors import TableError
 from smskd.frozen import Frozen, Live
 from smskd.output_table import OutputTable, Storage, TableSettings, drawn
-from smskd.settings import Precision
 from smskd.taps import POOLED, Network
 from smskd.train import StageRun
 from smskd_bench.spec import StageSpec
+from smskd_bench.tables import TableKey, TablePlan, room_for
 
 TableChoice = Literal["auto", "off", "fp16", "fp32"]
-
-NetworkKey = tuple[str, Precision]
-"""Key of the stage run that trained the frozen network, and the precision it is run in."""
 
 OPEN_AT_ONCE = 4
 LIVE = "live"
@@ -31,18 +29,18 @@ class TableShelf:
 
     Attributes:
         root: Folder of all tables.
-        planned: Networks that are worth a table, and whether methods want pooled features of them.
+        planned: Tables that are worth making (:func:`smskd_bench.tables.plan_tables`).
         choice: "auto" stores fp16; a resumed stage run goes on as it began.
         filling: Called with entries done and to do while one is filled.
         note: Called with a message when one cannot be had and the network is run live.
     """
 
     root: Path
-    planned: Mapping[NetworkKey, bool]
+    planned: Mapping[TableKey, TablePlan]
     choice: TableChoice = "auto"
     filling: Callable[[StageSpec, int, int], None] = lambda spec, done, total: None
     note: Callable[[StageSpec, str], None] = lambda spec, text: None
-    _open: dict[tuple[NetworkKey, Storage, bool], OutputTable] = field(default_factory=dict)
+    _open: dict[tuple[TableKey, Storage, bool], OutputTable] = field(default_factory=dict)
 
     def serve(
         self, spec: StageSpec, run: StageRun, data: ResidentBatches, begun: Mapping[str, str]
@@ -82,7 +80,7 @@ class TableShelf:
         epochs_done: int,
         begun: str | None,
     ) -> Frozen:
-        network = (key, spec.training.precision)
+        network: TableKey = (key, spec.training.precision)
         storage = self._storage(network, begun)
         if storage is None or not isinstance(frozen, Live) or frozen.network.roles - {POOLED}:
             return frozen
@@ -99,7 +97,14 @@ class TableShelf:
         frozen.close()
         return table
 
-    def _storage(self, network: NetworkKey, begun: str | None) -> Storage | None:
+    def retire(self, spec: StageSpec, is_done: Callable[[str], bool]) -> None:
+        """Delete tables that were read as references only and whose last user is now done."""
+        for place in list(self._open):
+            plan = self.planned.get(place[0])
+            if plan and plan.passing and spec.key in plan.users and all(map(is_done, plan.users)):
+                shutil.rmtree(self._open.pop(place).folder, ignore_errors=True)
+
+    def _storage(self, network: TableKey, begun: str | None) -> Storage | None:
         """How to store it, or None to run it live."""
         if self.choice == "auto" and begun is not None:
             return {"table fp16": "fp16", "table fp32": "fp32"}.get(begun)  # type: ignore[return-value]
@@ -108,14 +113,17 @@ class TableShelf:
         return "fp16" if self.choice == "auto" else self.choice
 
     def _table(
-        self, network: NetworkKey, storage: Storage, live: Live, data: ResidentBatches
+        self, network: TableKey, storage: Storage, live: Live, data: ResidentBatches
     ) -> OutputTable:
-        pooled = self.planned.get(network, False) or POOLED in live.network.roles
+        planned = self.planned.get(network)
+        pooled = POOLED in live.network.roles or (planned is not None and planned.pooled)
         place = (network, storage, pooled)
         if place not in self._open:
             while len(self._open) >= OPEN_AT_ONCE:
                 self._open.pop(next(iter(self._open)))
             settings = TableSettings(storage, network[1], pooled)
             frozen = Network(live.network.model, live.network.taps)
-            self._open[place] = OutputTable(self.root, frozen, data, settings)
+            self._open[place] = OutputTable(
+                self.root, frozen, data, settings, lambda size: room_for(size, self.root)
+            )
         return self._open[place]

@@ -21,6 +21,7 @@ from typing import Literal
 
 from smskd.datasets import dataset_info
 from smskd.methods.base import Needs
+from smskd.output_table import Storage
 from smskd.settings import Precision
 from smskd.taps import POOLED
 from smskd.views import Augmentation
@@ -28,7 +29,6 @@ from smskd_bench.cost import network_cost, num_train, pooled_width
 from smskd_bench.plan import Plan
 from smskd_bench.spec import DataSpec, StageSpec
 
-Storage = Literal["fp16", "fp32"]
 Role = Literal["teacher", "reference"]
 TableKey = tuple[str, Precision]
 """Key of the network, and the precision under which its readers would run it."""
@@ -73,6 +73,7 @@ class TablePlan:
         roles: What is kept of it: "logits", and "pooled" if some user reads that.
         users: Keys of the stage runs that would read the table, in the plan's order.
         epochs_live: Forwards of each training image if the users run the network.
+        passing: Whether only references are read from it: nobody will want it after its users.
         epochs_built: Expected forwards of each training image with a table: its distinct views.
         num_bytes: Size with an entry for every view of every image.
         macs_saved: Multiply-accumulates that the table saves.
@@ -85,6 +86,7 @@ class TablePlan:
     users: tuple[str, ...]
     epochs_live: int
     epochs_built: float
+    passing: bool
     num_bytes: int
     macs_saved: int
     why_not: str = ""
@@ -93,6 +95,11 @@ class TablePlan:
     def pays(self) -> bool:
         """Whether the table is to be made."""
         return not self.why_not
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the pooled feature is kept."""
+        return POOLED in self.roles
 
 
 def plan_tables(plan: Plan, dtype: Storage = "fp16") -> dict[TableKey, TablePlan]:
@@ -210,6 +217,7 @@ def _decide(place: TableKey, readers: _Readers, plan: Plan, dtype: Storage) -> T
         users=users,
         epochs_live=live,
         epochs_built=built,
+        passing=all(use.role == "reference" for _, use in readers.tabled),
         num_bytes=num_train(spec) * views * _width(spec, pooled) * ITEM_BYTES[dtype],
         macs_saved=round((live - built) * num_train(spec) * macs),
         why_not=_why_not(live, built, views, readers.reasons),

@@ -36,7 +36,8 @@ from smskd.views import Augmentation
 from smskd_bench.environment import code_revision, device_name, machine, package_versions
 from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
 from smskd_bench.store import Record, Store, load_weights
-from smskd_bench.table_shelf import NetworkKey, TableChoice, TableShelf
+from smskd_bench.table_shelf import TableChoice, TableShelf
+from smskd_bench.tables import TableKey, TablePlan
 from smskd_bench.threads import step_threads
 
 
@@ -63,7 +64,7 @@ class RunOptions:
     threads: int | None = None
     methods: dict[str, type[Method]] = field(default_factory=lambda: dict(METHODS))
     teacher_table: TableChoice = "auto"
-    tables: Mapping[NetworkKey, bool] = field(default_factory=dict)
+    tables: Mapping[TableKey, TablePlan] = field(default_factory=dict)
     compile: bool = False
 
 
@@ -270,6 +271,7 @@ class Worker:
         student = run.student.model
         extra = None if run.deployed() is student else run.objective.state_dict()
         self.store.complete(spec.key, result, student.state_dict(), test.predictions, extra)
+        self.shelf.retire(spec, self.store.is_done)
         return result
 
     def _wants_test(self, run: StageRun) -> bool:

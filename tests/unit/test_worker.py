@@ -3,11 +3,13 @@
 import copy
 import errno
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 from matrices import plan_of
 from smskd_bench.store import Store
+from smskd_bench.tables import plan_tables
 from smskd_bench.worker import RunOptions, Worker
 from tiny import same_state
 
@@ -44,8 +46,9 @@ def train_one(worker, spec):
 
 
 def planned(plan):
-    """Every network of the plan is worth a table."""
-    return {(key, "fp32"): False for key in plan.nodes}
+    """Every network of the plan that is read as logits is worth a table."""
+    tables = plan_tables(plan).items()
+    return {place: replace(table, why_not="") for place, table in tables if table.users}
 
 
 def sources(worker, spec):
@@ -61,7 +64,16 @@ def test_exact_tables_give_the_bits_of_live_networks(plan, tmp_path):
     assert sources(live, spec)["teacher"] == sources(live, spec)["reference"] == "live"
     assert sources(looked_up, spec)["teacher"] == "table fp32"
     assert sources(looked_up, spec)["reference"] == "table fp32"
-    assert len(list((tmp_path / "table/tables").iterdir())) == 3  # teacher twice (pooled), parent
+    assert len(list((tmp_path / "table/tables").iterdir())) == 1  # the teacher's; the reference's has gone
+
+
+def test_a_references_table_goes_with_its_last_reader(plan, tmp_path):
+    worker = worker_of(plan, tmp_path, tables=planned(plan))
+    for row, number in (("kd>rkd", 1), ("kd>rkd", 2)):
+        spec = stages_of(plan, row, number)[0]
+        train_one(worker, spec)
+    assert sources(worker, spec)["reference"] == "table fp16"
+    assert len(list((tmp_path / "tables").iterdir())) == 1
 
 
 def test_methods_that_read_maps_run_the_teacher(plan, tmp_path):
