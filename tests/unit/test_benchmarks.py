@@ -427,3 +427,21 @@ def test_an_unknown_pair_is_left_out_with_a_message(tmp_path, monkeypatch):
     assert done.exit_code == 0
     assert "unknown model 'none'" in done.output
     assert done.output.count("| not measured |") == len((*RIVALS, *OURS))
+
+
+def test_batches_in_memory_are_in_each_ones_own_order():
+    pytest.importorskip("PIL", reason="torchvision is not installed")
+    from benchmarks.contestants import Contestants
+    from benchmarks.pair import Pair
+
+    settings = tiny_settings(feed="memory")
+    made = Contestants(Pair.parse("resnet14>resnet8_half"), tiny_images(), settings)
+    for loop in made.loops:
+        seen = []
+        loop.student.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[0]))
+        assert loop.train(2) == 32
+        ours = loop.name in OURS
+        assert all(x.is_contiguous(memory_format=torch.channels_last) == ours for x in seen)
+        assert all(x.is_contiguous() != ours for x in seen)
+        assert torch.equal(seen[0], seen[1])
+    made.close()
