@@ -1,0 +1,1 @@
+"""Speed of this project beside others that do the same work; each benchmark is one command."""

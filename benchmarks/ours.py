@@ -1,0 +1,189 @@
+"""This project's training step, as its harness runs it: prepared stage, resident data.
+
+A step is :func:`smskd.train.step_terms` and ``objective.descend`` on a batch that
+:class:`smskd.data.ResidentBatches` cuts, networks in channels-last order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from smskd_bench.worker import to_device
+from torch import Tensor, nn
+
+from benchmarks.images import AUGMENT, NORMALISE, TrainImages
+from benchmarks.numerics import EXACT
+from benchmarks.pair import SEED, Pair
+from smskd.data import Batch, ResidentBatches
+from smskd.methods import METHODS
+from smskd.methods.base import total
+from smskd.models import taps_of
+from smskd.settings import Precision, Training
+from smskd.stages import Network, Stage, prepare
+from smskd.taps import Outputs
+from smskd.train import Meter, StageRun, step_terms
+
+TeacherOutputs = Callable[[Batch], Outputs]
+"""What the teacher says about a batch, from wherever: network or table."""
+
+METER_STEPS = 782
+"""Steps whose sums are read at once: an epoch of 50,000 images in batches of 64."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which of our ways to train.
+
+    Attributes:
+        precision: Of the networks.
+        teacher_outputs: Replaces the teacher's forward pass; None runs it live.
+    """
+
+    precision: Precision = "fp32"
+    teacher_outputs: TeacherOutputs | None = None
+
+    @property
+    def name(self) -> str:
+        """As in the table."""
+        return contestant_name(self.precision, self.teacher_outputs is not None)
+
+
+def contestant_name(precision: Precision, table: bool) -> str:
+    """Name of one of our ways in the table."""
+    return f"ours {precision} {'table' if table else 'live'}"
+
+
+def table_outputs(
+    pair: Pair, teacher: nn.Module, batches: ResidentBatches
+) -> TeacherOutputs | None:
+    """The exact table of the teacher's outputs; None while there is none to measure."""
+    return None
+
+
+class OurLoop:
+    """The loop.
+
+    Args:
+        pair: Names of the networks, for their taps.
+        student: Trained in place.
+        teacher: Frozen.
+        device: Where to train.
+        batches: The training set on that device.
+        options: Precision and source of the teacher's outputs.
+        steps_only: Do all steps on one batch that was cut before.
+    """
+
+    numerics = EXACT
+
+    def __init__(
+        self,
+        pair: Pair,
+        student: nn.Module,
+        teacher: nn.Module,
+        device: torch.device,
+        batches: ResidentBatches,
+        options: Options,
+        steps_only: bool = False,
+    ) -> None:
+        self.name = options.name
+        self.precision: str = options.precision
+        self.student = to_device(student, str(device)).train()
+        self.run = _prepared(pair, self.student, to_device(teacher, str(device)), batches, options)
+        self.teacher = _Replaced(options.teacher_outputs) if options.teacher_outputs else None
+        if self.teacher:
+            self.run.teachers = (self.teacher,)  # type: ignore[assignment]
+        self.batches = batches
+        self._source = _same(batches) if steps_only else _epochs(batches)
+        self._meter, self._steps = Meter(1), 0
+
+    def step(self, batch: Batch) -> Tensor:
+        """One step; returns the loss, left on the device."""
+        if self.teacher:
+            self.teacher.batch = batch
+        task, distill = step_terms(self.run, batch, 1, self._meter)
+        self.run.objective.descend(task, distill, self.run.optimizer)
+        return total(task, distill).detach()
+
+    def step_on(self, images: Tensor, labels: Tensor, index: Tensor) -> float:
+        """As in :class:`benchmarks.loop.Loop`; the images are cut from our own data."""
+        return self.step(Batch(plain_view(self.batches, index), labels, index)).item()
+
+    def train(self, steps: int) -> int:
+        """So many steps on the data's batches; returns the number of images."""
+        images = 0
+        for _ in range(steps):
+            batch = next(self._source)
+            self.step(batch)
+            images += len(batch.labels)
+            self._end_of_step()
+        return images
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        self.run.student.close()
+
+    def _end_of_step(self) -> None:
+        """Read the meter as often as an epoch ends, as the training loop does."""
+        self._steps += 1
+        if self._steps % METER_STEPS == 0:
+            self._meter.row()
+            self._meter = Meter(1)
+
+
+class _Replaced:
+    """Stands where a teacher stands and says what a table knows about the current batch."""
+
+    def __init__(self, outputs: TeacherOutputs) -> None:
+        self.outputs = outputs
+        self.batch: Batch | None = None
+
+    def __call__(self, images: Tensor) -> Outputs:
+        assert self.batch is not None
+        return self.outputs(self.batch)
+
+
+def plain_view(batches: ResidentBatches, index: Tensor) -> Tensor:
+    """The normalised images ``(B, C, H, W)`` at ``index`` ``(B,)``, neither shifted nor flipped."""
+    centre = torch.full_like(index, batches.augment.pad)
+    return batches.view(index, centre, centre, torch.zeros_like(index, dtype=torch.bool))
+
+
+def resident(data: TrainImages, batch_size: int, device: torch.device) -> ResidentBatches:
+    """The training set on the device."""
+    return ResidentBatches(
+        data.images.to(device), data.labels.to(device), batch_size, SEED, NORMALISE, AUGMENT
+    )
+
+
+def _prepared(
+    pair: Pair, student: nn.Module, teacher: nn.Module, batches: ResidentBatches, options: Options
+) -> StageRun:
+    device = batches.labels.device
+    training = Training(epochs=240, batch_size=batches.batch_size, precision=options.precision)
+    run = prepare(
+        Network(student, taps_of(pair.student)),
+        [Network(teacher, taps_of(pair.teacher))],
+        Stage(METHODS["kd"](), epochs=240),
+        training,
+        plain_view(batches, torch.zeros(1, dtype=torch.int64, device=device)),
+        seed=SEED,
+        num_train=batches.num_samples,
+        train_labels=batches.labels,
+    )
+    run.student.model.train()
+    run.objective.train()
+    return run
+
+
+def _epochs(batches: ResidentBatches) -> Iterator[Batch]:
+    for epoch in count(1):
+        yield from batches.epoch(epoch)
+
+
+def _same(batches: ResidentBatches) -> Iterator[Batch]:
+    batch = next(batches.epoch(1))
+    while True:
+        yield batch

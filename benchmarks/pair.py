@@ -1,0 +1,88 @@
+"""A pair of networks to distil, built the same way for every contestant."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from smskd.errors import ConfigError, UnknownNameError
+from smskd.models import build_model, model_entry
+from smskd.seeding import seeded
+
+SEED = 0
+CALIBRATION_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Names of two networks of the zoo."""
+
+    teacher: str
+    student: str
+
+    @classmethod
+    def parse(cls, text: str) -> Pair:
+        """Read ``teacher>student``.
+
+        Raises:
+            ConfigError: it is not of that form.
+        """
+        teacher, arrow, student = text.partition(">")
+        if not (arrow and teacher and student):
+            raise ConfigError(f"{text!r} is no pair", "write teacher>student, in quotes")
+        return cls(teacher, student)
+
+    def unknown(self) -> str | None:
+        """Which network the zoo lacks, in words; None if it has both."""
+        try:
+            model_entry(self.teacher)
+            model_entry(self.student)
+        except UnknownNameError as error:
+            return error.message
+        return None
+
+    def __str__(self) -> str:
+        return f"{self.teacher}>{self.student}"
+
+
+class Networks:
+    """A teacher and a student as they are before training, to be copied by each contestant.
+
+    The teacher is untrained; the time of a step does not depend on its weights. Its BatchNorm
+    statistics are those of one batch, as without them the logits of a deep network are astronomic.
+
+    Args:
+        pair: Their names.
+        num_classes: K.
+        images: ``(M, C, H, W)`` normalised, to take the statistics from.
+    """
+
+    def __init__(self, pair: Pair, num_classes: int, images: Tensor) -> None:
+        self.pair = pair
+        with seeded(SEED):
+            self._student = build_model(pair.student, num_classes)
+        with seeded(SEED):
+            self._teacher = build_model(pair.teacher, num_classes)
+        _calibrate(self._teacher, images[:CALIBRATION_IMAGES])
+
+    def student(self) -> nn.Module:
+        """A new copy, in training mode."""
+        return copy.deepcopy(self._student).train()
+
+    def teacher(self) -> nn.Module:
+        """A new copy, in evaluation mode."""
+        return copy.deepcopy(self._teacher).eval()
+
+
+def _calibrate(model: nn.Module, images: Tensor) -> None:
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
