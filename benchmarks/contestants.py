@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import product, repeat
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,24 +12,23 @@ from torch import Tensor
 
 from benchmarks.conventional import ConventionalLoop
 from benchmarks.images import INFO, TrainImages
+from benchmarks.interleave import WARMUP_ROUNDS
 from benchmarks.loop import Loop
 from benchmarks.ours import (
     Options,
     OurLoop,
-    contestant_name,
+    filled_table,
     plain_view,
     resident,
-    table_outputs,
 )
 from benchmarks.pair import CALIBRATION_IMAGES, Networks, Pair
 from benchmarks.pil_loader import Passes, make_loader
 from benchmarks.torchdistill_loop import TorchdistillLoop, why_missing
+from smskd.output_table import OutputTable
 from smskd.settings import Precision
 
 if TYPE_CHECKING:
     from benchmarks.kd_step import Settings
-
-NO_TABLE = "no table of the teacher's outputs is connected"
 
 
 class Contestants:
@@ -49,6 +50,7 @@ class Contestants:
         calibration = torch.arange(CALIBRATION_IMAGES, device=settings.device)
         images = plain_view(self.batches, calibration).cpu()
         self.networks = Networks(pair, INFO.num_classes, images)
+        self._folder = TemporaryDirectory()
         self.missing: dict[str, str] = {}
         self.loops: list[Loop] = [*self._rivals(), *self._ours()]
 
@@ -61,6 +63,7 @@ class Contestants:
         """End worker processes and take hooks off."""
         for loop in self.loops:
             loop.close()
+        self._folder.cleanup()
 
     def _rivals(self) -> list[Loop]:
         s = self.settings
@@ -84,17 +87,21 @@ class Contestants:
 
     def _ours(self) -> list[Loop]:
         loops: list[Loop] = []
-        table = table_outputs(self.pair, self.networks.teacher(), self.batches)
+        table = self._table()
         precisions: tuple[Precision, ...] = ("fp32", "bf16")
         for from_table, precision in product((False, True), precisions):
-            if from_table and table is None:
-                self.missing[contestant_name(precision, table=True)] = NO_TABLE
-                continue
             options = Options(precision, table if from_table else None)
             memory = self.settings.feed == "memory"
             device = self.settings.device
             loops.append(OurLoop(self.pair, *self._copies(), device, self.batches, options, memory))
         return loops
+
+    def _table(self) -> OutputTable:
+        """The teacher's table, filled for as many steps as there can be."""
+        s = self.settings
+        images = (s.rounds + WARMUP_ROUNDS) * s.steps * s.batch_size
+        folder, teacher = Path(self._folder.name), self.networks.teacher()
+        return filled_table(folder, self.pair, teacher, self.batches, images)
 
     def _copies(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         return self.networks.student(), self.networks.teacher()

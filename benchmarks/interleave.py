@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import active_children
 
+WARMUP_ROUNDS = 1
 MIN_ROUNDS = 3
 """Rounds that are timed whatever the time budget, as fewer have no spread."""
 
@@ -106,7 +107,7 @@ def interleave(
     contestants: Sequence[Contestant],
     rounds: int,
     budget_s: float,
-    warmup_rounds: int = 1,
+    warmup_rounds: int = WARMUP_ROUNDS,
     clock: Clock | None = None,
 ) -> Rounds:
     """Time all contestants in turn, round by round.

@@ -33,6 +33,8 @@ STEPS = {"cpu": 1, "cuda": 20}
 EXCLUDED = (
     "reading the data set",
     "building networks and stage",
+    "filling the teacher's table (the teacher's forward pass, once for each image and view that is "
+    "read, for all methods, seeds and stages together)",
     "the first round",
     "starting the loaders' workers, and up to 2 batches a worker that they made while others "
     "were timed (to the loaders' advantage)",

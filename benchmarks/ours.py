@@ -6,10 +6,12 @@ A step is :func:`smskd.train.step_terms` and ``objective.descend`` on a batch th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
+import numpy as np
 import torch
 from smskd_bench.worker import to_device
 from torch import Tensor, nn
@@ -18,16 +20,17 @@ from benchmarks.images import AUGMENT, NORMALISE, TrainImages
 from benchmarks.numerics import EXACT
 from benchmarks.pair import SEED, Pair
 from smskd.data import Batch, ResidentBatches
+from smskd.frozen import Frozen
+from smskd.meter import Meter
 from smskd.methods import METHODS
 from smskd.methods.base import total
 from smskd.models import taps_of
+from smskd.output_table import OutputTable, TableSettings
 from smskd.settings import Precision, Training
-from smskd.stages import Network, Stage, prepare
-from smskd.taps import Outputs
-from smskd.train import Meter, StageRun, step_terms
-
-TeacherOutputs = Callable[[Batch], Outputs]
-"""What the teacher says about a batch, from wherever: network or table."""
+from smskd.stages import Stage, prepare
+from smskd.taps import Network
+from smskd.train import StageRun, step_terms
+from smskd.views import draw_order
 
 METER_STEPS = 782
 """Steps whose sums are read at once: an epoch of 50,000 images in batches of 64."""
@@ -39,16 +42,16 @@ class Options:
 
     Attributes:
         precision: Of the networks.
-        teacher_outputs: Replaces the teacher's forward pass; None runs it live.
+        table: Replaces the teacher's forward pass; None runs it live.
     """
 
     precision: Precision = "fp32"
-    teacher_outputs: TeacherOutputs | None = None
+    table: Frozen | None = None
 
     @property
     def name(self) -> str:
         """As in the table."""
-        return contestant_name(self.precision, self.teacher_outputs is not None)
+        return contestant_name(self.precision, self.table is not None)
 
 
 def contestant_name(precision: Precision, table: bool) -> str:
@@ -56,11 +59,30 @@ def contestant_name(precision: Precision, table: bool) -> str:
     return f"ours {precision} {'table' if table else 'live'}"
 
 
-def table_outputs(
-    pair: Pair, teacher: nn.Module, batches: ResidentBatches
-) -> TeacherOutputs | None:
-    """The exact table of the teacher's outputs; None while there is none to measure."""
-    return None
+def filled_table(
+    folder: Path, pair: Pair, teacher: nn.Module, batches: ResidentBatches, images: int
+) -> OutputTable:
+    """The exact table of the teacher, filled for what is read here.
+
+    Args:
+        folder: Where the table is kept.
+        pair: Names of the networks.
+        teacher: Frozen.
+        batches: The training set on its device.
+        images: So many will be read from epoch 1 on, and the first batch un-augmented.
+    """
+    network = Network(to_device(teacher, str(batches.labels.device)), taps_of(pair.teacher))
+    table = OutputTable(folder, network, batches, TableSettings(storage="fp32"))
+    wanted = np.zeros((batches.num_samples, batches.augment.num_views), bool)
+    wanted[: batches.batch_size, plain_number(batches)] = True
+    for epoch in count(1):
+        order = draw_order(batches.seed, epoch, batches.num_samples)[:images]
+        wanted[order, batches.views(epoch)[order]] = True
+        images -= len(order)
+        if images <= 0:
+            break
+    table.fill(wanted)
+    return table
 
 
 class OurLoop:
@@ -92,24 +114,22 @@ class OurLoop:
         self.precision: str = options.precision
         self.student = to_device(student, str(device)).train()
         self.run = _prepared(pair, self.student, to_device(teacher, str(device)), batches, options)
-        self.teacher = _Replaced(options.teacher_outputs) if options.teacher_outputs else None
-        if self.teacher:
-            self.run.teachers = (self.teacher,)  # type: ignore[assignment]
+        if options.table:
+            self.run.teachers = (options.table,)
         self.batches = batches
         self._source = _same(batches) if steps_only else _epochs(batches)
         self._meter, self._steps = Meter(1), 0
 
     def step(self, batch: Batch) -> Tensor:
         """One step; returns the loss, left on the device."""
-        if self.teacher:
-            self.teacher.batch = batch
         task, distill = step_terms(self.run, batch, 1, self._meter)
         self.run.objective.descend(task, distill, self.run.optimizer)
         return total(task, distill).detach()
 
     def step_on(self, images: Tensor, labels: Tensor, index: Tensor) -> float:
         """As in :class:`benchmarks.loop.Loop`; the images are cut from our own data."""
-        return self.step(Batch(plain_view(self.batches, index), labels, index)).item()
+        view = torch.full_like(index, plain_number(self.batches))
+        return self.step(Batch(plain_view(self.batches, index), labels, index, view)).item()
 
     def train(self, steps: int) -> int:
         """So many steps on the data's batches; returns the number of images."""
@@ -133,22 +153,16 @@ class OurLoop:
             self._meter = Meter(1)
 
 
-class _Replaced:
-    """Stands where a teacher stands and says what a table knows about the current batch."""
-
-    def __init__(self, outputs: TeacherOutputs) -> None:
-        self.outputs = outputs
-        self.batch: Batch | None = None
-
-    def __call__(self, images: Tensor) -> Outputs:
-        assert self.batch is not None
-        return self.outputs(self.batch)
-
-
 def plain_view(batches: ResidentBatches, index: Tensor) -> Tensor:
     """The normalised images ``(B, C, H, W)`` at ``index`` ``(B,)``, neither shifted nor flipped."""
-    centre = torch.full_like(index, batches.augment.pad)
-    return batches.view(index, centre, centre, torch.zeros_like(index, dtype=torch.bool))
+    return batches.cut(index, torch.full_like(index, plain_number(batches)))
+
+
+def plain_number(batches: ResidentBatches) -> int:
+    """The view that is neither shifted nor flipped."""
+    augment = batches.augment
+    side = 2 * augment.pad + 1
+    return (augment.pad * side + augment.pad) * (2 if augment.flip else 1)
 
 
 def resident(data: TrainImages, batch_size: int, device: torch.device) -> ResidentBatches:

@@ -141,7 +141,7 @@ def environment(device: str) -> Document:
 
 def write(result: Document, folder: Path = RESULTS) -> Path:
     """Write ``<benchmark>-<device>.json``, complete or not at all; an older one is replaced."""
-    from smskd_bench.atomic import write_json
+    from smskd.atomic import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{result['benchmark']}-{result['device']}.json"

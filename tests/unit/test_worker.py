@@ -64,7 +64,9 @@ def test_exact_tables_give_the_bits_of_live_networks(plan, tmp_path):
     assert sources(live, spec)["teacher"] == sources(live, spec)["reference"] == "live"
     assert sources(looked_up, spec)["teacher"] == "table fp32"
     assert sources(looked_up, spec)["reference"] == "table fp32"
-    assert len(list((tmp_path / "table/tables").iterdir())) == 1  # the teacher's; the reference's has gone
+    assert (
+        len(list((tmp_path / "table/tables").iterdir())) == 1
+    )  # the teacher's; the reference's has gone
 
 
 def test_a_references_table_goes_with_its_last_reader(plan, tmp_path):
