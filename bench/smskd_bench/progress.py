@@ -65,7 +65,6 @@ class ProgressDisplay:
         """Show which cell and stage is being trained."""
         text = f"{self.cells.get(spec.key, '')} {spec.label}".strip()
         self.started = self.started or time.perf_counter()
-        self._hide(spec)
         total = max(spec.training.epochs, 1)
         self.current[spec.key] = self.live.add_task(text, total=total, info="")
 
@@ -101,6 +100,7 @@ class ProgressDisplay:
     def put_back(self, spec: StageSpec, reason: str) -> None:
         """Say why it has to begin again."""
         self._hide(spec)
+        self._advance()
         self._print(f"{spec.label}: {reason}", "yellow")
 
     def _settle(self, spec: StageSpec) -> None:
@@ -113,7 +113,6 @@ class ProgressDisplay:
         self.within.pop(spec.key, None)
         if spec.key in self.current:
             self.live.remove_task(self.current.pop(spec.key))
-        self._advance()
 
     def _advance(self) -> None:
         self.live.update(self.overall, completed=self._reached(), info=f"{self._left()} left")

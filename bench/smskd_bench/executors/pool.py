@@ -82,10 +82,11 @@ class Pool:
     def close(self) -> None:
         """Stop all workers; checkpoints stay."""
         for worker in self._workers:
-            worker.process.terminate()
+            if worker.order is not None:
+                worker.process.terminate()  # removes its unfinished files on the way out
         until = time.monotonic() + GRACE_S
         for worker in self._workers:
-            worker.end(until - time.monotonic())
+            worker.end(until - time.monotonic() if worker.order else 0.0)
         self._workers = []
 
     def _busy(self) -> int:
@@ -119,9 +120,9 @@ class Pool:
             ) from None
         return self._workers[-1]
 
-    def _dismiss(self, worker: _WorkerProcess) -> None:
+    def _dismiss(self, worker: _WorkerProcess, patience_s: float = 0.0) -> None:
         self._workers.remove(worker)
-        worker.end(GRACE_S)
+        worker.end(patience_s)
 
     def _listen(self, worker: _WorkerProcess) -> None:
         match worker.hear():
@@ -156,7 +157,7 @@ class Pool:
 
     def _bury(self, worker: _WorkerProcess) -> None:
         """A worker process is dead: what it had in hand begins once more, then fails."""
-        self._dismiss(worker)
+        self._dismiss(worker, GRACE_S)  # to learn how it ended
         if worker.order is None:
             return
         reason = f"its worker process died ({_death(worker.process.exitcode)})"
@@ -238,7 +239,7 @@ class _WorkerProcess:
         return order
 
     def end(self, patience_s: float) -> None:
-        """Let it end: without its pipe an idle one goes by itself."""
+        """Give it so long to end, then kill it, which does an idle one no harm."""
         self.connection.close()
         self.process.join(max(0.0, patience_s))
         if self.process.is_alive():
