@@ -97,9 +97,8 @@ class Bench:
             process.communicate()
 
     def start_run(self, matrix: Path, store: Path, *words: object, **env: str) -> Any:
-        """Start ``run`` with one thread and no tracking, unless ``words`` say otherwise."""
-        plain = () if "--tracking" in words else ("--tracking", "none")
-        words = (*plain, "--threads", 1, *words)
+        """Start ``run`` plainly: one thread, one process, no tracking; ``words`` come last."""
+        words = ("--threads", 1, "--workers", 1, "--tracking", "none", *words)
         return self.start("run", "--matrix", matrix, "--store", store, *words, **env)
 
     def __call__(self, *words: object, expect: int = 0, **env: str) -> Done:

@@ -54,6 +54,14 @@ class _Group(click.Group):
             sys.exit(error.exit_code)
 
 
+def _workers(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
+    if value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither auto nor a number from 1", ctx, param)
+    return int(value)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="smskd-bench", prog_name="smskd-bench")
 def main() -> None:
@@ -70,8 +78,14 @@ def main() -> None:
 @only_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="CPU threads; torch's default if unset."
-)
+    "--threads", type=click.IntRange(min=1),
+    help="CPU threads of each worker; without it the cores are shared out.",
+)  # fmt: skip
+@click.option(
+    "--workers", metavar="auto|N", callback=_workers, default="auto", show_default=True,
+    envvar="SMSKD_WORKERS", show_envvar=True,
+    help="Stage runs at once; 1: in this process, one after another.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan, its cost and its time; run nothing.")
 @click.option(
     "--tracking", type=click.Choice(["wandb", "none"]), default="wandb", show_default=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from smskd.meter import Row
-from smskd_bench.executors.local import Status
+from smskd_bench.executors.observing import Status
 from smskd_bench.plan import Cell, Plan
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import WEIGHTS, Record, Store
@@ -61,6 +61,9 @@ class MirrorObserver:
 
     def skip(self, spec: StageSpec, reason: str) -> None:
         """Nothing to tell."""
+
+    def put_back(self, spec: StageSpec, reason: str) -> None:
+        """Nothing to tell: its run stays open, and goes on when it begins again."""
 
     def _job(self, spec: StageSpec) -> str:
         return "teacher" if spec.key in self.teachers else "student"

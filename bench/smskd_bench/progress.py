@@ -1,6 +1,7 @@
-"""What is going on, live: which stage run, epoch, images a second, time left.
+"""What is going on, live: which stage runs, epoch, images a second, time left.
 
-On a terminal two bars that refresh; elsewhere one line for each finished stage run.
+On a terminal bars that refresh, one for all and one for each current stage run; elsewhere one line
+for each finished stage run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from smskd.meter import Row
 from smskd_bench.cost import epoch_macs
-from smskd_bench.executors.local import Status
+from smskd_bench.executors.observing import Status
 from smskd_bench.plan import Plan
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import Record
@@ -31,9 +32,10 @@ class ProgressDisplay:
         }
         self.total = sum(self.macs.values())
         self.settled = 0  # MACs of stage runs that are over
-        self.spent = 0  # MACs really computed in this session
+        self.within: dict[str, int] = {}  # MACs of what is under way, earlier sessions included
+        self.spent = 0  # MACs really computed in this session, by all workers together
         self.count = 0
-        self.started = time.perf_counter()
+        self.started: float | None = None  # not before the first begins: workers take seconds
         self.live = Progress(
             TextColumn("{task.description}", markup=False),  # names may hold brackets
             BarColumn(bar_width=24),
@@ -45,7 +47,7 @@ class ProgressDisplay:
         )
         self.cells = _cells_by_key(plan)
         self.overall: TaskID = self.live.add_task("matrix", total=max(self.total, 1), info="")
-        self.current: TaskID = self.live.add_task("", total=1, info="", visible=False)
+        self.current: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         self.live.start()
@@ -62,32 +64,29 @@ class ProgressDisplay:
     def begin(self, spec: StageSpec) -> None:
         """Show which cell and stage is being trained."""
         text = f"{self.cells.get(spec.key, '')} {spec.label}".strip()
-        self.live.reset(self.current, total=max(spec.training.epochs, 1), visible=True)
-        self.live.update(self.current, description=text, info="")
+        self.started = self.started or time.perf_counter()
+        total = max(spec.training.epochs, 1)
+        self.current[spec.key] = self.live.add_task(text, total=total, info="")
 
     def epoch(self, spec: StageSpec, row: Row) -> None:
-        """Advance both bars."""
+        """Advance its bar and that of the matrix."""
         self.spent += epoch_macs(spec, self.plan)
         epoch = int(row["epoch"])
         info = f"epoch {epoch}/{spec.training.epochs}  {row['images_per_s']:,.0f} images/s"
-        self.live.update(self.current, completed=epoch, info=info)
-        within = epoch_macs(spec, self.plan) * epoch
-        left = f"{self._left(self.settled + within)} left"
-        self.live.update(self.overall, completed=self.settled + within, info=left)
+        self.live.update(self.current[spec.key], completed=epoch, info=info)
+        self.within[spec.key] = epoch_macs(spec, self.plan) * epoch
+        self._advance()
 
     def end(self, spec: StageSpec, status: Status, result: Record | None, reason: str) -> None:
         """Print a line that stays."""
-        self.count += 1
-        self.settled += self.macs.get(spec.key, 0)
-        self.live.update(self.overall, completed=self.settled)
-        self.live.update(self.current, visible=False)
+        self._settle(spec)
         head = f"[{self.count}/{len(self.macs)}] {spec.label}"
         if result is None:
             self._print(f"{head}: {status}: {reason}", "red")
             return
         seconds, speed = result["train_seconds"], result["images_per_s"]
         numbers = f"{result['test']['top1']:6.2f} %  {seconds:7.1f} s  {speed:9,.0f} images/s"
-        self._print(f"{head:<44} {numbers}  {self._left(self.settled)} left", "")
+        self._print(f"{head:<44} {numbers}  {self._left()} left", "")
 
     def waiting(self, spec: StageSpec) -> None:
         """Say that another process has this stage run."""
@@ -95,16 +94,37 @@ class ProgressDisplay:
 
     def skip(self, spec: StageSpec, reason: str) -> None:
         """Count a stage run that is not run here."""
-        self.count += 1
-        self.settled += self.macs.get(spec.key, 0)
-        self.live.update(self.overall, completed=self.settled)
+        self._settle(spec)
         self._print(f"[{self.count}/{len(self.macs)}] {spec.label}: {reason}", "yellow")
 
-    def _left(self, reached: int) -> str:
-        elapsed = time.perf_counter() - self.started
-        if not self.spent:
+    def put_back(self, spec: StageSpec, reason: str) -> None:
+        """Say why it has to begin again."""
+        self._hide(spec)
+        self._advance()
+        self._print(f"{spec.label}: {reason}", "yellow")
+
+    def _settle(self, spec: StageSpec) -> None:
+        self._hide(spec)
+        self.count += 1
+        self.settled += self.macs.get(spec.key, 0)
+        self._advance()
+
+    def _hide(self, spec: StageSpec) -> None:
+        self.within.pop(spec.key, None)
+        if spec.key in self.current:
+            self.live.remove_task(self.current.pop(spec.key))
+
+    def _advance(self) -> None:
+        self.live.update(self.overall, completed=self._reached(), info=f"{self._left()} left")
+
+    def _reached(self) -> int:
+        return self.settled + sum(self.within.values())
+
+    def _left(self) -> str:
+        if self.started is None or not self.spent:
             return "?"
-        return duration((self.total - reached) * elapsed / self.spent)
+        elapsed = time.perf_counter() - self.started
+        return duration((self.total - self._reached()) * elapsed / self.spent)
 
     def _print(self, text: str, style: str) -> None:
         self.live.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)

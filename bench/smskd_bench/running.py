@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,8 +11,12 @@ from rich.console import Console
 from smskd.errors import ConfigError
 from smskd.methods import METHODS, Method, load_plugins
 from smskd_bench.config import load_matrix
-from smskd_bench.executors.local import Observer, Summary, execute, missing
+from smskd_bench.executors import local, pool
+from smskd_bench.executors.ledger import Summary, missing
+from smskd_bench.executors.messages import WorkerSetup
+from smskd_bench.executors.observing import Observers
 from smskd_bench.mirror import MirrorObserver
+from smskd_bench.parallel import Parallelism, Wanted, choose_workers
 from smskd_bench.plan import Plan, make_plan
 from smskd_bench.progress import ProgressDisplay
 from smskd_bench.report.rows import leaderboard_rows
@@ -39,6 +43,7 @@ class RunRequest:
     retry_failed: bool = False
     download: bool = False
     threads: int | None = None
+    workers: Wanted = "auto"
 
 
 def run(request: RunRequest, console: Console) -> int:
@@ -64,17 +69,32 @@ def _train(
     request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console
 ) -> Summary:
     device = choose_device(request.device)
-    worker = Worker(store, run_options(request, plan, device))
-    if any(not plan.nodes[key].imported for key in left):
-        worker.data(next(iter(plan.nodes.values())).dataset)  # missing data is said before anything
+    spread = choose_workers(request.workers, plan, left, device, request.threads)
+    options = run_options(request, plan, device)
+    worker = _worker_here(store, options, spread)
+    if any(not plan.nodes[key].imported for key in left):  # missing data is said before anything
+        data = next(iter(plan.nodes.values())).dataset
+        (worker or Worker(store, replace(options, device="cpu"))).data(data)
     tracker = make_tracker(request.tracking)
     try:
         with ProgressDisplay(console, plan, left) as display:
             mirror = MirrorObserver(tracker, plan, store, request.project)
-            observers: list[Observer] = [display, mirror]
-            return execute(plan, store, worker, observers, request.retry_failed)
+            observer = Observers([display, mirror])
+            if worker:
+                return local.execute(plan, store, worker, observer, request.retry_failed)
+            setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
+            return pool.execute(plan, setup, spread.workers, observer, request.retry_failed)
     finally:
         _close(tracker, console)
+
+
+def _worker_here(store: Store, options: RunOptions, spread: Parallelism) -> Worker | None:
+    """This process's own worker; none where worker processes do the work."""
+    if spread.workers > 1:
+        return None
+    if spread.threads:
+        torch.set_num_threads(spread.threads)
+    return Worker(store, options)
 
 
 def _close(tracker: Tracker, console: Console) -> None:

@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal
 
@@ -54,6 +54,7 @@ class Mirror:
         self._mode = mode
         self._report = report
         self._runs: dict[str, Any] = {}
+        self._postponed: dict[str, list[dict[str, Any]]] = {}
         self._failures = 0
 
     def handle(self, message: dict[str, Any]) -> None:
@@ -61,8 +62,12 @@ class Mirror:
         if self._failures >= MAX_FAILED_RUNS:
             return
         key = message["card"]["key"] if message["op"] == "begin" else message["key"]
+        if key in self._postponed:
+            self._postponed[key].append(message)
+            return
         try:
             self._OPERATIONS[message["op"]](self, key, message)
+            self._take_up_postponed()
         except Exception as error:
             self._runs.pop(key, None)
             self._failures += 1
@@ -74,12 +79,24 @@ class Mirror:
         """Finish the runs nobody ended, as failed: a resumed stage run continues them."""
         for key in list(self._runs):
             self.handle({"op": "end", "key": key, "status": "stopped", "summary": {}})
+        if self._runs:  # those that were postponed, and have begun only now
+            self.close()
+
+    def _take_up_postponed(self) -> None:
+        if self._postponed and not self._runs:
+            postponed, self._postponed = self._postponed, {}
+            forget_failed_runs()
+            for message in [message for each in postponed.values() for message in each]:
+                self.handle(message)
 
     def _begin(self, key: str, message: dict[str, Any]) -> None:
         if key in self._runs:
             return
         card = message["card"]
         run = self._init(card)
+        if run is None:
+            self._postponed[key] = [message]
+            return
         self._runs[key] = run
         run.define_metric("epoch", hidden=True)
         run.define_metric("*", step_metric="epoch")
@@ -89,7 +106,10 @@ class Mirror:
             self._use(run, card, item)
 
     def _init(self, card: dict[str, Any]) -> Any:
-        """Open the run; when the server cannot be used, here and from now on offline."""
+        """Open the run; when the server cannot be used, here and from now on offline.
+
+        None if that has to wait, because others are open.
+        """
         try:
             return open_run(card, self._mode)
         except Exception as error:
@@ -97,7 +117,9 @@ class Mirror:
                 raise
             self._mode = "offline"
             self._report("problem", f"recording offline, no online run: {one_line(error)}")
-            forget_failed_run(self._runs)
+            if self._runs:
+                return None
+            forget_failed_runs()
             return open_run(card, self._mode)
 
     def _use(self, run: Any, card: dict[str, Any], item: dict[str, str]) -> None:
@@ -165,12 +187,14 @@ def open_run(card: dict[str, Any], mode: Mode) -> Any:
     )
 
 
-def forget_failed_run(open_runs: Mapping[str, Any]) -> None:
-    """Restart wandb's service, which holds on to the id of a run that could not be opened."""
+def forget_failed_runs() -> None:
+    """Restart wandb's service, which holds on to the id of a run that could not be opened.
+
+    It would end open runs as well: call it when there are none.
+    """
     import wandb
 
-    if not open_runs:
-        wandb.teardown()
+    wandb.teardown()
 
 
 def lineage(card: dict[str, Any]) -> dict[str, object]:

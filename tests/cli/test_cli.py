@@ -137,7 +137,7 @@ DATA = ("--data-root", "SMSKD_DATA", None)
 MATRIX, ONLY = ("--matrix", None, "required"), ("--only", None, None)
 FROZEN = {
     "run": [
-        MATRIX, STORE, DATA, ONLY, ("--device", None, "auto"), ("--threads", None, None), ("--dry-run", None, False),
+        MATRIX, STORE, DATA, ONLY, ("--device", None, "auto"), ("--threads", None, None), ("--workers", "SMSKD_WORKERS", "auto"), ("--dry-run", None, False),
         ("--tracking", None, "wandb"), ("--project", "WANDB_PROJECT", "smskd-bench"), ("--retry-failed", None, False),
         ("--download", None, False),
     ],
@@ -327,6 +327,8 @@ def test_wrong_requests_are_status_2(here, bench, matrix):
     refused(here(*run, "--device", "mps", expect=2), "'mps' is not supported")
     refused(here(*run, "--device", "", expect=2), "'' is no device")
     refused(here(*run, "--threads", "0", expect=2), "--threads")
+    for number in ("0", "-1", "two", ""):
+        refused(here(*run, "--workers", number, expect=2), "--workers", "neither auto nor a number")
     refused(here(*run, "--trackng", "none", expect=2), "--tracking")
     refused(
         here("export", "--matrix", matrix, "--target", "cpuu", "--store", store, expect=2),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from matrices import PAIR, plan_of
 from rich.console import Console
-from smskd_bench.cost import network_cost
+from smskd_bench.cost import epoch_macs, network_cost
 from smskd_bench.environment import code_revision, machine, package_versions
 from smskd_bench.progress import ProgressDisplay, duration
 from smskd_bench.report.rows import best_cell, leaderboard_rows
@@ -485,6 +485,29 @@ def test_the_display_of_a_terminal_shows_cell_epoch_and_speed(plan):
     assert "never [/trained]/s0" in text
     assert "epoch 2/2  4,321 images/s" in text
     assert " left" in text
+
+
+def test_the_display_of_several_at_once_has_a_bar_for_each(plan):
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=True, color_system=None)
+    one, other = list(plan.nodes.values())[:2]
+    with ProgressDisplay(console, plan, list(plan.nodes)) as display:
+        display.begin(one)
+        display.begin(other)
+        display.epoch(other, {"epoch": 1, "images_per_s": 10.0})
+        display.epoch(one, {"epoch": 1, "images_per_s": 20.0})
+        display.epoch(other, {"epoch": 2, "images_per_s": 30.0})
+        shown = [task.description for task in display.live.tasks]
+        assert [one.label in shown[1], other.label in shown[2], len(shown)] == [True, True, 3]
+        each = {s.key: epoch_macs(s, plan) for s in (one, other)}
+        assert (
+            display.live.tasks[0].completed == display.spent == each[one.key] + 2 * each[other.key]
+        )
+        display.put_back(other, "no room")
+        assert display.live.tasks[0].completed == each[one.key]
+        display.end(one, "failed", None, "why")
+        assert [task.description for task in display.live.tasks] == ["matrix"]
+    assert f"{other.label}: no room" in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,28 @@ def test_unreachable_server_falls_back_to_disk(monkeypatch, tmp_path):
     assert len(run.artifacts) == 3
 
 
+def test_a_server_that_goes_while_a_run_is_open_costs_neither_run(monkeypatch, tmp_path):
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+        monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
+        tracker = make_tracker("wandb")
+        tracker.begin(make_card(tmp_path, TEACHER, job_type="teacher"))
+        while not server.asked("UpsertBucket"):
+            time.sleep(0.05)
+        time.sleep(0.5)
+    mirror_student(tracker, tmp_path)
+    tracker.log(TEACHER, {"loss": 0.5}, 0)
+    tracker.end(TEACHER, "done", {}, None)
+    messages = tracker.close(60.0)
+    assert "recording offline" in messages[0]
+    assert not any("no longer mirrored" in message for message in messages)
+    assert sum("--include-online" in message for message in messages) == 1  # the teacher's
+    (run,) = logged_runs(tmp_path / "wandb")
+    assert (run.run.run_id, run.exit_code, len(run.rows)) == (run_id(STUDENT), 0, 3)
+
+
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
