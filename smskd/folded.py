@@ -164,7 +164,7 @@ def why_not_foldable(student: Network, count: int, image: Tensor) -> str | None:
 def _ask(teachers: Sequence[Frozen], batches: Sequence[Batch]) -> list[Outputs]:
     first = teachers[0]
     shared = isinstance(first, Live) and all(
-        isinstance(t, Live) and t.network.model is first.network.model for t in teachers
+        isinstance(t, Live) and t.origin is first.origin for t in teachers
     )
     if not shared:
         return [teacher(batch) for teacher, batch in zip(teachers, batches, strict=True)]

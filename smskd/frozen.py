@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import nn
+
 from smskd.data import Batch
 from smskd.taps import Outputs, TappedModel
 
@@ -29,9 +31,16 @@ class Frozen(Protocol):
 
 @dataclass(frozen=True)
 class Live:
-    """Runs the network on the batch's images."""
+    """Runs the network on the batch's images.
+
+    Attributes:
+        network: What is run.
+        origin: The model it was made from; two with the same origin say the same.
+        source: See :class:`Frozen`.
+    """
 
     network: TappedModel
+    origin: nn.Module
     source: str = "live"
 
     def __call__(self, batch: Batch) -> Outputs:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from smskd.errors import ConfigError
 from smskd.frozen import Frozen, Live
+from smskd.fused import fused
 from smskd.methods.base import Signals, Terms
 from smskd.methods.kd import softened_kl
 from smskd.settings import Reference, Weighting
-from smskd.taps import MAPS, Outputs, TappedModel, Taps
+from smskd.taps import MAPS, Network, Outputs, TappedModel, Taps
 
 
 def true_class_probability(logits_t: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
@@ -68,10 +69,21 @@ class Anchor:
     settings: Reference
 
     @classmethod
-    def freeze(cls, student: nn.Module, taps: Taps, settings: Reference) -> Anchor:
-        """Copy the student as it is now and freeze the copy (running statistics, no gradient)."""
-        frozen = copy.deepcopy(student).eval().requires_grad_(False)
-        return cls(Live(TappedModel(frozen, taps, anchor_roles(settings))), settings)
+    def freeze(
+        cls, student: nn.Module, taps: Taps, settings: Reference, image: Tensor | None = None
+    ) -> Anchor:
+        """Copy the student as it is now and freeze the copy (running statistics, no gradient).
+
+        Args:
+            student: Stays as it is.
+            taps: Its taps.
+            settings: Of the reference.
+            image: ``(1, C, H, W)`` to try a faster form of the copy on; None leaves it as it is.
+        """
+        roles = anchor_roles(settings)
+        frozen = Network(copy.deepcopy(student).eval().requires_grad_(False), taps)
+        faster = frozen if image is None else fused(frozen, roles, image)
+        return cls(Live(TappedModel(faster.model, taps, roles), frozen.model), settings)
 
     def terms(self, signals: Signals, said: Outputs) -> tuple[Terms, Tensor]:
         """The reference term and the sample weights ``(B,)``.

@@ -18,6 +18,7 @@ from smskd.data import Batches, LoaderBatches, ResidentBatches
 from smskd.errors import ConfigError, DataError, IncompatibleError
 from smskd.evaluate import Agreement, Evaluation, FixedSet, agreement, evaluate
 from smskd.frozen import Live
+from smskd.fused import fused
 from smskd.meter import Row
 from smskd.methods.base import Method, Needs, PairShapes
 from smskd.methods.objective import Objective, Part
@@ -128,10 +129,12 @@ def prepare(
     )
     anchor = None
     if previous is not None and reference is not None:
-        anchor = Anchor.freeze(previous, student.taps, reference)
+        anchor = Anchor.freeze(previous, student.taps, reference, image)
     return StageRun(
         student=TappedModel(student.model, student.taps, needs.student_roles),
-        teachers=[_frozen(t, needs.teacher_roles) for t in (teachers if needs.teacher else ())],
+        teachers=[
+            _frozen(t, needs.teacher_roles, image) for t in (teachers if needs.teacher else ())
+        ],
         anchor=anchor,
         objective=objective,
         optimizer=_make_optimizer(student.model, objective, training.optimizer),
@@ -371,9 +374,10 @@ def _make_optimizer(
     return objective.make_optimizer([group]) or torch.optim.SGD([group], fused=True)
 
 
-def _frozen(network: Network, roles: frozenset[str]) -> Live:
+def _frozen(network: Network, roles: frozenset[str], image: Tensor) -> Live:
     network.model.eval().requires_grad_(False)
-    return Live(TappedModel(network.model, network.taps, roles))
+    faster = fused(network, roles, image)
+    return Live(TappedModel(faster.model, faster.taps, roles), network.model)
 
 
 def _observers(

@@ -176,7 +176,7 @@ def test_an_interrupted_fold_goes_on_to_the_same_bits():
 def test_the_teacher_that_all_share_runs_once_a_step():
     calls = []
     runs = [run_of(s, KD(), epochs=1) for s in SEEDS]
-    handle = TEACHER.register_forward_hook(lambda m, i, o: calls.append(len(o)))
+    handle = TEACHER.head.register_forward_hook(lambda m, i, o: calls.append(len(o)))
     train_group(Folded(runs), [batches_of(s) for s in SEEDS], lambda run: None)
     handle.remove()
     assert calls == [60, 60, 12]

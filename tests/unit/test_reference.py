@@ -78,12 +78,12 @@ def test_gradient_reaches_the_student_only(space):
     teacher_says = Outputs(teacher(images))
     assert teacher_says.logits.requires_grad
     signals = signals_of(tapped(images), teacher_says, images, labels)
-    terms, weights = anchor.terms(signals, anchor.network(images))
+    terms, weights = anchor.terms(signals, anchor.network.network(images))
     terms["reference"].backward()
     assert not weights.requires_grad
     assert student.stem[0].weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in teacher.parameters())
-    assert all(p.grad is None for p in anchor.network.model.parameters())
+    assert all(p.grad is None for p in anchor.network.network.model.parameters())
 
 
 def test_student_equal_to_its_reference_costs_nothing():
@@ -91,7 +91,7 @@ def test_student_equal_to_its_reference_costs_nothing():
     student = tiny_net(1).eval()
     anchor = Anchor.freeze(student, TAPS, Reference(weighting=Weighting("constant")))
     terms, _ = anchor.terms(
-        signals_of(Outputs(student(images)), None, images, labels), anchor.network(images)
+        signals_of(Outputs(student(images)), None, images, labels), anchor.network.network(images)
     )
     terms["reference"].backward()
     assert terms["reference"].item() == pytest.approx(0.0, abs=1e-6)
@@ -102,19 +102,19 @@ def test_anchor_stays_as_it_was_frozen():
     images, labels = tiny_data(16)
     student = tiny_net(1)
     anchor = Anchor.freeze(student, TAPS, Reference(space="features"))
-    before, said = snapshot(anchor.network.model), anchor.network(images).logits
+    before, said = snapshot(anchor.network.network.model), anchor.network.network(images).logits
     assert same_state(before, snapshot(student))
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(student(images), labels).backward()
         optimizer.step()
-        anchor.network(images)
-    assert same_state(before, snapshot(anchor.network.model))
+        anchor.network.network(images)
+    assert same_state(before, snapshot(anchor.network.network.model))
     assert not same_state(before, snapshot(student))
-    assert torch.equal(anchor.network(images).logits, said)
-    assert not any(m.training for m in anchor.network.model.modules())
-    assert not any(p.requires_grad for p in anchor.network.model.parameters())
+    assert torch.equal(anchor.network.network(images).logits, said)
+    assert not any(m.training for m in anchor.network.network.model.modules())
+    assert not any(p.requires_grad for p in anchor.network.network.model.parameters())
     assert student.training
     assert all(p.requires_grad for p in student.parameters())
 
@@ -129,7 +129,7 @@ def test_weights_that_need_a_teacher_say_so_without_one():
     images, labels = tiny_data(4)
     signals = signals_of(Outputs(tiny_net()(images)), None, images, labels)
     with pytest.raises(ConfigError, match="'one_minus_tcp' need a teacher"):
-        anchor.terms(signals, anchor.network(images))
+        anchor.terms(signals, anchor.network.network(images))
 
 
 def test_reference_weight_scales_the_term():
@@ -139,6 +139,8 @@ def test_reference_weight_scales_the_term():
     losses = []
     for weight in (1.0, 2.5):
         anchor = Anchor.freeze(network, TAPS, Reference(weight, weighting=Weighting("constant")))
-        terms, _ = anchor.terms(signals_of(said, None, images, labels), anchor.network(images))
+        terms, _ = anchor.terms(
+            signals_of(said, None, images, labels), anchor.network.network(images)
+        )
         losses.append(terms["reference"].item())
     assert losses[1] == pytest.approx(2.5 * losses[0])

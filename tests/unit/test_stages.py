@@ -49,6 +49,17 @@ def state_after(*stages, **options):
 # ---------------------------------------------------------------------------- what a stage starts from
 
 
+def says_the_same(anchor, state):
+    """Whether the reference is the network with these weights, but for rounding."""
+    images = tiny_data(20)[0]
+    model = tiny_net()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        expected = model.eval()(images)
+        ours = anchor.network.network(images).logits
+    return torch.allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_stage_2_starts_where_stage_1_ended():
     end_of_first = state_after(Stage(KD(), 2))
     still = Optimizer(lr=0.0, weight_decay=0.0)
@@ -61,7 +72,7 @@ def test_stage_2_starts_where_stage_1_ended():
     )
     anchors = [anchor for anchor, _ in starts]
     assert anchors[:2] == [None, None]
-    assert same_state(snapshot(anchors[2].network.network.model), end_of_first)
+    assert says_the_same(anchors[2], end_of_first)
     assert same_state(starts[1][1], end_of_first)
     # A stage 2 that cannot move its weights ends with those of stage 1.
     frozen = prepare_second(end_of_first, still)
@@ -110,7 +121,7 @@ def test_reinit_goes_back_to_the_first_weights():
 
 def test_reinit_keeps_the_reference():
     _, _, seen = run([Stage(KD(), 2), Stage(KD(), 1, init="reinit")])
-    assert same_state(snapshot(seen[2].anchor.network.network.model), state_after(Stage(KD(), 2)))
+    assert says_the_same(seen[2].anchor, state_after(Stage(KD(), 2)))
     with_reference = state_after(Stage(KD(), 2), Stage(KD(), 1, init="reinit"))
     without = state_after(Stage(KD(), 2), Stage(KD(), 1, reference=None, init="reinit"))
     assert not same_state(with_reference, without)
@@ -151,7 +162,7 @@ def test_reference_is_there_from_stage_2_on():
 def test_reference_is_the_latest_student_only():
     _, _, seen = run([Stage(KD(), 1), Stage(HINT, 1), Stage(KD(), 1)])
     after_two = state_after(Stage(KD(), 1), Stage(HINT, 1))
-    assert same_state(snapshot(seen[2].anchor.network.network.model), after_two)
+    assert says_the_same(seen[2].anchor, after_two)
 
 
 @pytest.mark.parametrize("off", [None, Reference(weight=0.0)])
@@ -371,7 +382,7 @@ def test_best_weights_become_the_reference():
     first = Stage(KD(), 6, carry="best_on_dev", schedule=WILD)
     best, _, _ = run([first], dev=DEV)
     _, _, seen = run([first, Stage(KD(), 1)], dev=DEV)
-    assert same_state(snapshot(seen[-1].anchor.network.network.model), snapshot(best))
+    assert says_the_same(seen[-1].anchor, snapshot(best))
 
 
 def test_ties_keep_the_earlier_epoch():
