@@ -86,6 +86,19 @@ def main() -> None:
     envvar="SMSKD_WORKERS", show_envvar=True,
     help="Stage runs at once; 1: in this process, one after another.",
 )  # fmt: skip
+@click.option(
+    "--teacher-table", type=click.Choice(["auto", "off", "fp16", "fp32"]), default="auto",
+    show_default=True, help="Look frozen networks up instead of running them, where that pays.",
+)  # fmt: skip
+@click.option(
+    "--fold-seeds", type=click.Choice(["auto", "on", "off"]), default="auto", show_default=True,
+    help="Train the seeds of a cell as one network; auto: where it is measured to be faster.",
+)  # fmt: skip
+@click.option("--compile", is_flag=True, help="Compile the networks; costs a minute for each.")
+@click.option(
+    "--exact", is_flag=True,
+    help="No shortcut that changes a bit: live teachers, seeds apart, one worker.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan, its cost and its time; run nothing.")
 @click.option(
     "--tracking", type=click.Choice(["wandb", "none"]), default="wandb", show_default=True,
@@ -103,7 +116,7 @@ def run(dry_run: bool, **options: Any) -> None:
 
     from smskd_bench import running
 
-    request = running.RunRequest(**options)
+    request = running.request(**options)
     if dry_run:
         from smskd_bench.dry_run import dry_run as show
 

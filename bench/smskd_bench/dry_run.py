@@ -12,6 +12,8 @@ from rich.console import Console
 from smskd_bench.calibration import FILE, Calibration, Progress, calibrate
 from smskd_bench.config import load_matrix
 from smskd_bench.cost import plan_cost
+from smskd_bench.folds import choose_folds, folded_with
+from smskd_bench.parallel import choose_workers
 from smskd_bench.plan import Plan, make_plan
 from smskd_bench.prediction import (
     Machine,
@@ -31,25 +33,28 @@ from smskd_bench.tables import plan_tables, room_for, size_text
 UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 
 
-def dry_run(
-    request: RunRequest, console: Console, notes: Console, parallel: Parallel | None = None
-) -> None:
+def dry_run(request: RunRequest, console: Console, notes: Console) -> None:
     """Print what a run would do; nothing is written but the calibration, in a store that exists.
 
     Args:
         request: As for a run.
         console: For the answer.
         notes: For what is said while the device is measured.
-        parallel: What savings beyond sharing and tables bring.
     """
-    plan, parallel = make_plan(load_matrix(request.matrix), request.only), parallel or Parallel()
+    plan, paths = make_plan(load_matrix(request.matrix), request.only), request.paths
     store = Store.peek(request.store)
     done = {key for key in plan.nodes if store.is_done(key)}
     machine = Machine(choose_device(request.device), torch.get_num_threads(), request.threads)
-    predictor, planned = Predictor(plan, machine), plan_tables(plan)
+    predictor = Predictor(plan, machine)
+    planned = plan_tables(plan) if paths.teacher_table != "off" else {}
     tables = {k: t for k, t in planned.items() if t.pays and not room_for(t.num_bytes, store.root)}
-    work = _workloads(predictor, tables)
+    left = [key for key in plan.nodes if key not in done]
+    spread = choose_workers(paths.workers, plan, left, machine.device, request.threads)
+    threads = request.threads or spread.threads
     with _measuring(notes) as progress:
+        folds = choose_folds(paths.fold_seeds, plan, machine.device, store, threads, progress)
+        parallel = Parallel(folded_with(folds), spread.workers)
+        work = _workloads(predictor, tables, parallel)
         speeds = calibrate(work, machine.device, store, progress)
     seconds = left_s(predictor, tables, done, speeds, parallel)
     lines = [
@@ -79,11 +84,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def _workloads(predictor: Predictor, tables: Tables) -> list[Workload]:
+def _workloads(predictor: Predictor, tables: Tables, parallel: Parallel) -> list[Workload]:
     """All that has to be measured, without tables and with them; what costs most comes first."""
     keys = list(predictor.plan.nodes)
     total = predictor.bill(keys)
-    total.add(predictor.bill(keys, tables))
+    total.add(predictor.bill(keys, tables, folds=parallel.folds))
     return sorted(total.images, key=lambda work: -work.macs * total.images[work])
 
 

@@ -65,6 +65,12 @@ class MirrorObserver:
     def put_back(self, spec: StageSpec, reason: str) -> None:
         """Nothing to tell: its run stays open, and goes on when it begins again."""
 
+    def note(self, spec: StageSpec, text: str) -> None:
+        """Nothing to record: the result says how it was made."""
+
+    def filling(self, spec: StageSpec, done: int, total: int) -> None:
+        """Nothing to record."""
+
     def _job(self, spec: StageSpec) -> str:
         return "teacher" if spec.key in self.teachers else "student"
 

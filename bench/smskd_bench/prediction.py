@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -83,7 +83,11 @@ class Predictor:
     machine: Machine
 
     def bill(
-        self, keys: Iterable[str], tables: Tables | None = None, done: Collection[str] = ()
+        self,
+        keys: Iterable[str],
+        tables: Tables | None = None,
+        done: Collection[str] = (),
+        folds: Mapping[str, tuple[str, ...]] | None = None,
     ) -> Bill:
         """What the stage runs ``keys`` cost, each as often as it is named.
 
@@ -91,10 +95,11 @@ class Predictor:
             keys: Stage runs.
             tables: Tables that are made; their filling is part of the bill.
             done: Stage runs that have had their share of the tables.
+            folds: Stage runs that are trained as one network, by key.
         """
-        tables, total, used = tables or {}, Bill(), set()
+        tables, folds, total, used = tables or {}, folds or {}, Bill(), set()
         for key, times in Counter(iter(keys)).items():
-            one = self.stage(self.plan.nodes[key], tables)
+            one = self.stage(self.plan.nodes[key], tables, len(folds.get(key, (key,))))
             for _ in range(times):
                 total.add(one)
             used |= {place for place, table in tables.items() if key in table.users}
@@ -102,14 +107,15 @@ class Predictor:
             total.add(self.filling(tables[place], done))
         return total
 
-    def stage(self, spec: StageSpec, tables: Tables | None = None) -> Bill:
-        """One stage run, without the filling of tables."""
+    def stage(self, spec: StageSpec, tables: Tables | None = None, folded: int = 1) -> Bill:
+        """One stage run, one of ``folded`` in a network, without the filling of tables."""
         tables, epochs, precision = tables or {}, spec.training.epochs, spec.training.precision
         total = Bill(stage_runs=1, epochs=epochs)
         threads = self._threads(spec)
         images = epochs * num_train(spec)
         if images:
-            total.images[_step(spec, spec.model, "train", threads)] += images
+            step = _step(spec, spec.model, "train", threads)
+            total.images[replace(step, folded=folded)] += images
             for use in frozen_uses(spec, self.plan):
                 table = tables.get((use.network, precision))
                 if table is None or use.why_live:
@@ -165,19 +171,14 @@ class Parallel:
     """What the savings beyond sharing and tables bring, as far as it is known.
 
     Attributes:
-        fold_speedup: How many times faster training is with seeds folded into one network; None
-            if they are not folded.
+        folds: Stage runs that are trained as one network, by key.
         workers: Processes at once.
         worker_speedup: How many times the work of one they do together; None takes their number.
     """
 
-    fold_speedup: float | None = None
+    folds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     workers: int = 1
     worker_speedup: float | None = None
-
-    def folded(self, seconds: float) -> float:
-        """Time with folded seeds."""
-        return seconds / (self.fold_speedup or 1.0)
 
     def shared_out(self, seconds: float, chain_s: float) -> float:
         """Time with all workers: at least the longest chain, at most that of one worker."""
@@ -217,8 +218,8 @@ def savings(
         line("+ teacher tables", everything, of_teachers),
         line("+ reference tables", everything, tables),
     ]
-    folded = parallel.folded(lines[-1].seconds)
-    if parallel.fold_speedup is not None:
+    folded = predictor.bill(everything, tables, folds=parallel.folds).seconds(speeds)
+    if parallel.folds:
         lines.append(Saving("+ folded seeds", folded))
     if parallel.workers > 1:
         chain_s = predictor.longest_chain_s(everything, tables, speeds)
@@ -236,5 +237,5 @@ def left_s(
 ) -> float:
     """Predicted time of the stage runs that are not ``done``, with every saving."""
     keys = [key for key in predictor.plan.nodes if key not in done]
-    seconds = parallel.folded(predictor.bill(keys, tables, done).seconds(speeds))
+    seconds = predictor.bill(keys, tables, done, parallel.folds).seconds(speeds)
     return parallel.shared_out(seconds, predictor.longest_chain_s(keys, tables, speeds))

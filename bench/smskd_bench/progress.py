@@ -103,6 +103,16 @@ class ProgressDisplay:
         self._advance()
         self._print(f"{spec.label}: {reason}", "yellow")
 
+    def note(self, spec: StageSpec, text: str) -> None:
+        """Print what is to be known."""
+        self._print(f"{spec.label}: {text}", "yellow")
+
+    def filling(self, spec: StageSpec, done: int, total: int) -> None:
+        """Show how far the table is."""
+        if spec.key in self.current:
+            info = f"table of its teacher {100 * done // max(total, 1)} %"
+            self.live.update(self.current[spec.key], info=info)
+
     def _settle(self, spec: StageSpec) -> None:
         self._hide(spec)
         self.count += 1

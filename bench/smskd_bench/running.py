@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from smskd.errors import ConfigError
 from smskd.methods import METHODS, Method, load_plugins
+from smskd.precision import check_precision
 from smskd_bench.config import load_matrix
+from smskd_bench.cost import network_cost
 from smskd_bench.executors import local, pool
 from smskd_bench.executors.ledger import Summary, missing
 from smskd_bench.executors.messages import WorkerSetup
 from smskd_bench.executors.observing import Observers
+from smskd_bench.fast_paths import FastPaths
+from smskd_bench.folds import FoldChoice, choose_folds
 from smskd_bench.mirror import MirrorObserver
 from smskd_bench.parallel import Parallelism, Wanted, choose_workers
 from smskd_bench.plan import Plan, make_plan
 from smskd_bench.progress import ProgressDisplay
 from smskd_bench.report.rows import leaderboard_rows
 from smskd_bench.report.tables import print_table
+from smskd_bench.speed import Workload
 from smskd_bench.store import Store
+from smskd_bench.table_shelf import TableChoice
 from smskd_bench.tracking import Tracker, TrackerKind, make_tracker
 from smskd_bench.worker import RunOptions, Worker
+from smskd_bench.worker_trial import measured_workers
 
 TRACKING_PATIENCE_S = 20.0
 """How long the end of a run waits for the mirror; what is left stays on disk."""
@@ -43,7 +52,22 @@ class RunRequest:
     retry_failed: bool = False
     download: bool = False
     threads: int | None = None
-    workers: Wanted = "auto"
+    paths: FastPaths = field(default_factory=FastPaths)
+
+
+def request(
+    exact: bool, teacher_table: TableChoice, fold_seeds: FoldChoice, compile: bool,
+    workers: Wanted, **options: Any,
+) -> RunRequest:  # fmt: skip
+    """A request from the command line's options.
+
+    Raises:
+        ConfigError: options that exclude each other.
+    """
+    paths = FastPaths.choose(
+        exact, teacher_table=teacher_table, fold_seeds=fold_seeds, compile=compile, workers=workers
+    )
+    return RunRequest(**options, paths=paths)
 
 
 def run(request: RunRequest, console: Console) -> int:
@@ -69,23 +93,58 @@ def _train(
     request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console
 ) -> Summary:
     device = choose_device(request.device)
-    spread = choose_workers(request.workers, plan, left, device, request.threads)
+    for precision in {plan.nodes[key].training.precision for key in left}:
+        check_precision(precision, torch.device(device))
+    measured = partial(_measured_workers, plan, left, device)
+    spread = choose_workers(request.paths.workers, plan, left, device, request.threads, measured)
     options = run_options(request, plan, device)
     worker = _worker_here(store, options, spread)
     if any(not plan.nodes[key].imported for key in left):  # missing data is said before anything
         data = next(iter(plan.nodes.values())).dataset
         (worker or Worker(store, replace(options, device="cpu"))).data(data)
+    folds = _folds(request, plan, store, left, device, spread, console)
     tracker = make_tracker(request.tracking)
     try:
         with ProgressDisplay(console, plan, left) as display:
             mirror = MirrorObserver(tracker, plan, store, request.project)
             observer = Observers([display, mirror])
             if worker:
-                return local.execute(plan, store, worker, observer, request.retry_failed)
+                worker.shelf.note, worker.shelf.filling = observer.note, observer.filling
+                return local.execute(plan, store, worker, observer, request.retry_failed, folds)
             setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
-            return pool.execute(plan, setup, spread.workers, observer, request.retry_failed)
+            workers, retry = spread.workers, request.retry_failed
+            return pool.execute(plan, setup, workers, observer, retry, folds)
     finally:
         _close(tracker, console)
+
+
+def _folds(
+    request: RunRequest, plan: Plan, store: Store, left: list[str], device: str,
+    spread: Parallelism, console: Console,
+) -> list[tuple[str, ...]]:  # fmt: skip
+    """The groups of stage runs that are trained as one network."""
+
+    def say(done: int, total: int, what: str) -> None:
+        if done == 0:
+            text = f"measuring whether folded seeds are faster: {total} short trials ..."
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    wanted, threads = set(left), request.threads or spread.threads
+    choice = request.paths.fold_seeds
+    return choose_folds(choice, plan, device, store, threads, say, wanted.__contains__)
+
+
+def _measured_workers(plan: Plan, left: list[str], device: str) -> int:
+    """The best number of workers for the stage run that trains the largest student."""
+    students = [plan.nodes[key] for key in left if not plan.nodes[key].imported]
+    if not students:
+        return 1
+    spec = max(students, key=lambda spec: network_cost(spec.model, spec.dataset.name).macs)
+    training = spec.training
+    work = Workload(
+        spec.model, spec.dataset.name, training.batch_size, training.precision, 1, "train"
+    )
+    return measured_workers(work, device).workers
 
 
 def _worker_here(store: Store, options: RunOptions, spread: Parallelism) -> Worker | None:
@@ -125,6 +184,9 @@ def run_options(request: RunRequest, plan: Plan, device: str) -> RunOptions:
         evaluate_every=plan.matrix.evaluate_every,
         threads=request.threads,
         methods=methods,
+        teacher_table=request.paths.teacher_table,
+        tables=request.paths.tables(plan, request.only),
+        compile=request.paths.compile,
     )
 
 

@@ -7,7 +7,7 @@ SGD. Images and labels are random, of the data set's shape; they cost the same a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
@@ -17,6 +17,7 @@ import torch
 
 from smskd.data import Batch, Normalisation, ResidentBatches
 from smskd.datasets import dataset_info
+from smskd.folded import Folded
 from smskd.meter import Meter
 from smskd.methods import METHODS
 from smskd.models import build_model, taps_of
@@ -25,7 +26,7 @@ from smskd.seeding import seeded
 from smskd.settings import Precision, Training
 from smskd.stages import Stage, prepare
 from smskd.taps import Network, TappedModel
-from smskd.train import step_terms
+from smskd.train import Alone, Group, StageRun
 from smskd.views import Augmentation
 from smskd_bench.cost import network_cost
 from smskd_bench.worker import pin_numerics, to_device
@@ -57,6 +58,7 @@ class Workload:
         precision: Under which it runs.
         threads: CPU threads.
         role: A "train" step of the network as a student, or a "forward" pass of it frozen.
+        folded: Networks that are trained as one; images count for each of them.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Workload:
     precision: Precision
     threads: int
     role: Role
+    folded: int = 1
 
     @property
     def macs(self) -> int:
@@ -73,7 +76,8 @@ class Workload:
         return 3 * macs if self.role == "train" else macs
 
     def __str__(self) -> str:
-        return f"{self.model} {self.role} {self.batch_size}"
+        many = f" {self.folded} folded" if self.folded > 1 else ""
+        return f"{self.model} {self.role} {self.batch_size}{many}"
 
 
 def measure(work: Workload, device: str, limit_s: float = 0.6) -> float:
@@ -85,9 +89,10 @@ def measure(work: Workload, device: str, limit_s: float = 0.6) -> float:
     pin_numerics()
     images = as_measured(work, device).batch_size
     with cpu_threads(work.threads), seeded(0):
-        step = training_step(work, images, device) if work.role == "train" else None
-        step = step or forward_step(work, images, device)
-        return 1000.0 * _median_step_s(step, device, limit_s) / images
+        make = forward_step if work.role == "forward" else training_step
+        step = folded_step if work.folded > 1 else make
+        seconds = _median_step_s(step(work, images, device), device, limit_s)
+        return 1000.0 * seconds / (images * work.folded)
 
 
 def as_measured(work: Workload, device: str) -> Workload:
@@ -101,24 +106,14 @@ def as_measured(work: Workload, device: str) -> Workload:
 def training_step(work: Workload, images: int, device: str, teacher: str | None = None) -> Step:
     """A step of training on ``images`` images, with live KD if there is a teacher (its name)."""
     batches = _batches(work, images, device)
-    training = Training(1, batch_size=images, precision=work.precision)
-    method = METHODS["kd" if teacher else "scratch"]()
-    run = prepare(
-        _network(work.model, work.dataset, device),
-        [_network(teacher, work.dataset, device)] if teacher else [],
-        Stage(method, epochs=1),
-        training,
-        next(batches).images[:1],
-    )
-    run.student.model.train()
-    meter = Meter(1)
+    return _step_of(Alone(_prepared(work, images, device, batches, teacher)), [batches], images)
 
-    def step() -> int:
-        task, distill = step_terms(run, next(batches), 1, meter)
-        run.objective.descend(task, distill, run.optimizer)
-        return images
 
-    return step
+def folded_step(work: Workload, images: int, device: str) -> Step:
+    """A step of training for ``work.folded`` seeds at once, on ``images`` images each."""
+    data = [_batches(work, images, device) for _ in range(work.folded)]
+    runs = [_prepared(work, images, device, batches) for batches in data]
+    return _step_of(Folded(runs), data, images)
 
 
 def forward_step(work: Workload, images: int, device: str) -> Step:
@@ -132,6 +127,30 @@ def forward_step(work: Workload, images: int, device: str) -> Step:
     def step() -> int:
         with autocast(work.precision, place):
             frozen(next(batches).images)
+        return images
+
+    return step
+
+
+def _prepared(
+    work: Workload, images: int, device: str, batches: Iterator[Batch], teacher: str | None = None
+) -> StageRun:
+    """A stage run of plain training, or of live KD if there is a teacher (its name)."""
+    return prepare(
+        _network(work.model, work.dataset, device),
+        [_network(teacher, work.dataset, device)] if teacher else [],
+        Stage(METHODS["kd" if teacher else "scratch"](), epochs=1),
+        Training(1, batch_size=images, precision=work.precision),
+        next(batches).images[:1],
+    )
+
+
+def _step_of(group: Group, data: Sequence[Iterator[Batch]], images: int) -> Step:
+    group.begin(0.05)
+    meters = [Meter(1) for _ in group.runs]
+
+    def step() -> int:
+        group.step([next(batches) for batches in data], 1, meters)
         return images
 
     return step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from smskd_bench.tables import TableKey, TablePlan, room_for
 TableChoice = Literal["auto", "off", "fp16", "fp32"]
 
 OPEN_AT_ONCE = 4
-LIVE = "live"
+TELL_EVERY_S = 0.5
 
 
 @dataclass
@@ -87,10 +88,7 @@ class TableShelf:
         first, last = spec.first_epoch + epochs_done + 1, spec.first_epoch + spec.training.epochs
         try:
             table = self._table(network, storage, frozen, data)
-            table.fill(
-                drawn(data, range(first, last + 1)),
-                lambda done, total: self.filling(spec, done, total),
-            )
+            table.fill(drawn(data, range(first, last + 1)), self._progress(spec))
         except TableError as error:
             self.note(spec, f"{error.message}; the network is run live instead")
             return frozen
@@ -103,6 +101,18 @@ class TableShelf:
             plan = self.planned.get(place[0])
             if plan and plan.passing and spec.key in plan.users and all(map(is_done, plan.users)):
                 shutil.rmtree(self._open.pop(place).folder, ignore_errors=True)
+
+    def _progress(self, spec: StageSpec) -> Callable[[int, int], None]:
+        """Tells of filling, but not more often than anyone can read."""
+        told = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= TELL_EVERY_S:
+                told = time.monotonic()
+                self.filling(spec, done, total)
+
+        return progress
 
     def _storage(self, network: TableKey, begun: str | None) -> Storage | None:
         """How to store it, or None to run it live."""

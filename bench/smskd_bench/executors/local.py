@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from smskd_bench.executors.jobs import JobQueue
 from smskd_bench.executors.ledger import Ledger, Summary
 from smskd_bench.executors.observing import Observer
-from smskd_bench.executors.stage_run import run_one
+from smskd_bench.executors.stage_run import Terms, run_job
 from smskd_bench.plan import Plan
 from smskd_bench.store import Store
 from smskd_bench.worker import Worker
 
 
 def execute(
-    plan: Plan, store: Store, worker: Worker, observer: Observer, retry_failed: bool = False
+    plan: Plan,
+    store: Store,
+    worker: Worker,
+    observer: Observer,
+    retry_failed: bool = False,
+    folds: Iterable[tuple[str, ...]] = (),
 ) -> Summary:
     """Run everything in ``plan`` that is missing; one failure never stops the rest.
 
@@ -19,8 +27,9 @@ def execute(
         SmskdError: the store or the data gave out; nothing else could go on either.
     """
     ledger = Ledger(plan, store, observer)
-    for spec in plan.nodes.values():
-        if not ledger.settle_unrun(spec):
-            file = plan.weights.get(spec.key)
-            ledger.settle(run_one(spec, store, worker, observer, file, retry_failed))
+    queue = JobQueue(plan, ledger, folds)
+    terms = Terms(plan.weights, retry_failed)
+    while (job := queue.take()) is not None:
+        for outcome in run_job(job, store, worker, observer, terms):
+            ledger.settle(outcome)
     return ledger.summary()

@@ -51,7 +51,7 @@ class Order:
 class Told:
     """A call for the observers: which one, of which stage run, with what else."""
 
-    what: Literal["begin", "epoch", "end", "waiting", "skip", "put_back"]
+    what: Literal["begin", "epoch", "end", "waiting", "skip", "put_back", "note", "filling"]
     key: str
     rest: tuple[Any, ...] = ()
 

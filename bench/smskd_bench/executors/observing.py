@@ -38,6 +38,12 @@ class Observer(Protocol):
     def put_back(self, spec: StageSpec, reason: str) -> None:
         """A stage run was cut short through no fault of its own, and will begin again."""
 
+    def note(self, spec: StageSpec, text: str) -> None:
+        """Something a user should know about how a stage run is done; it goes on."""
+
+    def filling(self, spec: StageSpec, done: int, total: int) -> None:
+        """A table that a stage run reads is filled before it trains: so many of its entries."""
+
 
 @dataclass(frozen=True)
 class Observers:
@@ -74,3 +80,13 @@ class Observers:
         """See :class:`Observer`."""
         for observer in self.each:
             observer.put_back(spec, reason)
+
+    def note(self, spec: StageSpec, text: str) -> None:
+        """See :class:`Observer`."""
+        for observer in self.each:
+            observer.note(spec, text)
+
+    def filling(self, spec: StageSpec, done: int, total: int) -> None:
+        """See :class:`Observer`."""
+        for observer in self.each:
+            observer.filling(spec, done, total)

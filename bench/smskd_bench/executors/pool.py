@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from multiprocessing import resource_tracker
@@ -32,15 +32,21 @@ TRIES = 2
 
 
 def execute(
-    plan: Plan, setup: WorkerSetup, workers: int, observer: Observer, retry_failed: bool = False
+    plan: Plan,
+    setup: WorkerSetup,
+    workers: int,
+    observer: Observer,
+    retry_failed: bool = False,
+    folds: Iterable[tuple[str, ...]] = (),
 ) -> Summary:
-    """Run everything in ``plan`` that is missing, at most ``workers`` stage runs at once.
+    """Run everything in ``plan`` that is missing, at most ``workers`` jobs at once.
 
     Raises:
         SmskdError: the store or the data gave out; nothing else could go on either.
     """
     ledger = Ledger(plan, setup.store, observer)
-    with closing(Pool(plan, setup, workers, ledger, observer, retry_failed)) as pool:
+    queue = JobQueue(plan, ledger, folds)
+    with closing(Pool(plan, setup, workers, ledger, observer, retry_failed, queue)) as pool:
         pool.run()
     return ledger.summary()
 
@@ -56,6 +62,7 @@ class Pool:
         ledger: Ledger,
         observer: Observer,
         retry_failed: bool,
+        queue: JobQueue,
     ) -> None:
         self.plan = plan
         # Classes of plug-ins need not be picklable; the worker finds them by name.
@@ -64,7 +71,7 @@ class Pool:
         self.ledger = ledger
         self.observer = observer
         self.retry_failed = retry_failed
-        self.queue = JobQueue(plan, ledger)
+        self.queue = queue
         self._workers: list[_WorkerProcess] = []
         self._deaths: Counter[str] = Counter()
 

@@ -18,10 +18,9 @@ import torch
 from smskd.errors import SmskdError
 from smskd.meter import Row
 from smskd.methods import METHODS, load_plugins
-from smskd_bench.executors.ledger import Outcome
 from smskd_bench.executors.messages import Answer, Defect, Ended, Order, Refused, Told, WorkerSetup
 from smskd_bench.executors.observing import Status
-from smskd_bench.executors.stage_run import run_one
+from smskd_bench.executors.stage_run import Terms, run_job
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import Record
 from smskd_bench.worker import Worker
@@ -39,27 +38,14 @@ def serve(connection: Connection, setup: WorkerSetup) -> None:
     try:
         methods = {**METHODS, **load_plugins(setup.plugins)}
         worker = Worker(setup.store, replace(setup.options, methods=methods))
+        worker.shelf.note, worker.shelf.filling = teller.note, teller.filling
         while (order := _next_order(connection)) is not None:
-            teller.answer(Ended(run_job(order, worker, teller)))
+            terms = Terms(order.weights, order.retry_failed, shares_memory=order.workers > 1)
+            teller.answer(Ended(run_job(order.job, worker.store, worker, teller, terms)))
     except SmskdError as error:
         teller.answer(Refused(error.message, error.hint))
     except Exception:
         teller.answer(Defect(traceback.format_exc()))
-
-
-def run_job(order: Order, worker: Worker, observer: _Teller) -> tuple[Outcome, ...]:
-    """Carry out the stage runs of a job.
-
-    Raises:
-        SmskdError: the store or the data gave out.
-    """
-    return tuple(
-        run_one(
-            spec, worker.store, worker, observer, order.weights.get(spec.key),
-            order.retry_failed, shares_memory=order.workers > 1,
-        )
-        for spec in order.job
-    )  # fmt: skip
 
 
 class _Teller:
@@ -91,6 +77,12 @@ class _Teller:
 
     def put_back(self, spec: StageSpec, reason: str) -> None:
         self.answer(Told("put_back", spec.key, (reason,)))
+
+    def note(self, spec: StageSpec, text: str) -> None:
+        self.answer(Told("note", spec.key, (text,)))
+
+    def filling(self, spec: StageSpec, done: int, total: int) -> None:
+        self.answer(Told("filling", spec.key, (done, total)))
 
 
 def _next_order(connection: Connection) -> Order | None:

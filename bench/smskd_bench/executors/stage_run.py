@@ -1,12 +1,16 @@
-"""One stage run under its lock: look again, try, and write down what became of it."""
+"""A job under its locks: look again, try, and write down what became of each stage run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from smskd.errors import DivergedError, IncompatibleError, SmskdError, StoreError
+from smskd.errors import DivergedError, IncompatibleError, RefusedError, SmskdError, StoreError
 from smskd_bench.executors.ledger import Outcome
 from smskd_bench.executors.observing import Observer, Status
 from smskd_bench.spec import StageSpec
@@ -26,46 +30,94 @@ OUT_OF_MEMORY_TEXTS = (
 """Memory that ran out, where torch reports it as a plain RuntimeError."""
 
 
-def run_one(
-    spec: StageSpec,
-    store: Store,
-    worker: Worker,
-    observer: Observer,
-    weights: Path | None = None,
-    retry_failed: bool = False,
-    shares_memory: bool = False,
-) -> Outcome:
-    """Run one stage run, unless somebody settled it while we waited for its lock.
+@dataclass(frozen=True)
+class Terms:
+    """How a worker carries out what it is given.
 
-    Args:
-        spec: What to do.
-        store: Where it is locked and its failure is written.
-        worker: Does it.
-        observer: Is told of it.
-        weights: File to import, if the specification says so.
+    Attributes:
+        weights: Files of imported weights, by key.
         retry_failed: Try again what failed in a way that trying does not mend.
-        shares_memory: Others run beside it. Memory that runs out is then no failure of this stage
+        shares_memory: Others run beside it. Memory that runs out is then no failure of a stage
             run: nothing is written, and the outcome is "put_back".
+    """
+
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    retry_failed: bool = False
+    shares_memory: bool = False
+
+
+def run_job(
+    job: Sequence[StageSpec], store: Store, worker: Worker, observer: Observer, terms: Terms
+) -> tuple[Outcome, ...]:
+    """Run the stage runs of a job, as one network if there are several.
 
     Raises:
         SmskdError: the store or the data gave out, for every other stage run too.
     """
-    with store.lock(spec.key, lambda: observer.waiting(spec)):
-        if store.is_done(spec.key):
-            observer.skip(spec, "finished by another process")
-            return Outcome(spec.key, "cached")
-        failure = store.failure(spec.key)
-        if failure and failure["status"] in STICKY and not retry_failed:
-            observer.skip(spec, f"{failure['status']} before: {failure['reason']}")
-            return Outcome(spec.key, failure["status"], failure["reason"])
-        store.forget_failure(spec.key)
-        observer.begin(spec)
-        status, reason, result = _attempt(spec, worker, observer.epoch, weights)
-        if status == "out_of_memory" and shares_memory:
-            return Outcome(spec.key, "put_back", reason)
-        if status != "done":
-            write_failure(store, spec.key, status, reason)
-        observer.end(spec, status, result, reason)
+    with ExitStack() as locks:
+        # Always in the same order, so that two processes never wait for each other.
+        for spec in sorted(job, key=lambda spec: spec.key):
+            locks.enter_context(store.lock(spec.key, partial(observer.waiting, spec)))
+        outcomes: dict[str, Outcome] = {}
+        for spec in job:
+            if (outcome := _settled(spec, store, observer, terms)) is not None:
+                outcomes[spec.key] = outcome
+        left = [spec for spec in job if spec.key not in outcomes]
+        for spec in left:
+            store.forget_failure(spec.key)
+            observer.begin(spec)
+        if len(left) > 1:
+            outcomes |= _run_folded(left, store, worker, observer)
+        for spec in left:
+            if spec.key not in outcomes:
+                outcomes[spec.key] = _run_one(spec, store, worker, observer, terms)
+    return tuple(outcomes[spec.key] for spec in job)
+
+
+def _settled(spec: StageSpec, store: Store, observer: Observer, terms: Terms) -> Outcome | None:
+    """Looked at under the lock: somebody may have settled it while we waited."""
+    if store.is_done(spec.key):
+        observer.skip(spec, "finished by another process")
+        return Outcome(spec.key, "cached")
+    failure = store.failure(spec.key)
+    if failure and failure["status"] in STICKY and not terms.retry_failed:
+        observer.skip(spec, f"{failure['status']} before: {failure['reason']}")
+        return Outcome(spec.key, failure["status"], failure["reason"])
+    return None
+
+
+def _run_folded(
+    specs: Sequence[StageSpec], store: Store, worker: Worker, observer: Observer
+) -> dict[str, Outcome]:
+    """Train several as one network; whatever goes wrong, each goes on alone from where it is."""
+    try:
+        worker.run_together(specs, observer.epoch)
+    except RefusedError as error:
+        if not isinstance(error, IncompatibleError):
+            raise
+        reason = error.message
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    else:
+        reason = ""
+    done = [spec for spec in specs if store.is_done(spec.key)]
+    for spec in done:
+        observer.end(spec, "done", store.result(spec.key), "")
+    if reason:
+        observer.note(specs[0], f"its seeds go on one by one, not as one network: {reason}")
+    return {spec.key: Outcome(spec.key, "done") for spec in done}
+
+
+def _run_one(
+    spec: StageSpec, store: Store, worker: Worker, observer: Observer, terms: Terms
+) -> Outcome:
+    weights = terms.weights.get(spec.key)
+    status, reason, result = _attempt(spec, worker, observer.epoch, weights)
+    if status == "out_of_memory" and terms.shares_memory:
+        return Outcome(spec.key, "put_back", reason)
+    if status != "done":
+        write_failure(store, spec.key, status, reason)
+    observer.end(spec, status, result, reason)
     return Outcome(spec.key, status, reason)
 
 
