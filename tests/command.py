@@ -97,8 +97,9 @@ class Bench:
             process.communicate()
 
     def start_run(self, matrix: Path, store: Path, *words: object, **env: str) -> Any:
-        """Start ``run`` plainly: one thread, one process, no tracking; ``words`` come last."""
-        words = ("--threads", 1, "--workers", 1, "--tracking", "none", *words)
+        """Start ``run`` plainly: one of each, and nothing that is measured; ``words`` come last."""
+        plain = ("--threads", 1, "--workers", 1, "--fold-seeds", "off", "--tracking", "none")
+        words = (*plain, *words)
         return self.start("run", "--matrix", matrix, "--store", store, *words, **env)
 
     def __call__(self, *words: object, expect: int = 0, **env: str) -> Done:

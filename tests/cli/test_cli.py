@@ -137,7 +137,8 @@ DATA = ("--data-root", "SMSKD_DATA", None)
 MATRIX, ONLY = ("--matrix", None, "required"), ("--only", None, None)
 FROZEN = {
     "run": [
-        MATRIX, STORE, DATA, ONLY, ("--device", None, "auto"), ("--threads", None, None), ("--workers", "SMSKD_WORKERS", "auto"), ("--dry-run", None, False),
+        MATRIX, STORE, DATA, ONLY, ("--device", None, "auto"), ("--threads", None, None), ("--workers", "SMSKD_WORKERS", "auto"),
+        ("--teacher-table", None, "auto"), ("--fold-seeds", None, "auto"), ("--compile", None, False), ("--exact", None, False), ("--dry-run", None, False),
         ("--tracking", None, "wandb"), ("--project", "WANDB_PROJECT", "smskd-bench"), ("--retry-failed", None, False),
         ("--download", None, False),
     ],

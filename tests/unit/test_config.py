@@ -87,7 +87,7 @@ EXPECTED = [
     (6, "seeds[2]: 0 is there twice"),
     (8, "recipe.epochs[1]: must be above 0, but it is 0"),
     (9, "recipe.batch_size: input should be a valid integer, but it is true"),
-    (10, "recipe.precision: input should be 'fp32' or 'bf16', but it is \"no\""),
+    (10, "recipe.precision: input should be 'fp32', 'tf32' or 'bf16', but it is \"no\""),
     (11, 'recipe.optimizer.lr: input should be a valid number, but it is "0.1"'),
     (11, "recipe.optimizer.momentum: must be in [0, 1), but it is 1.5"),
     (11, "recipe.optimizer.weigth_decay: unknown key; did you mean 'weight_decay'?"),
