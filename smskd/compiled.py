@@ -27,9 +27,15 @@ MANY = 64
 def compile_networks(run: StageRun) -> None:
     """Let a stage run's student, and what is live of teachers and reference, run compiled."""
     frozen = [*run.teachers, *([run.anchor.network] if run.anchor else [])]
-    networks = [run.student, *(f.network for f in frozen if isinstance(f, Live))]
-    for network in networks:
-        network.compiled = _Full(run.training.batch_size)
+    live = [network for network in frozen if isinstance(network, Live)]
+    for network in live:
+        # As it was built, not as it was traced: tracing makes a new class each time, for which the
+        # compiler would begin anew.
+        traced = network.network
+        traced.close()
+        network.network = TappedModel(network.origin, traced.taps, traced.roles)
+    for tapped in (run.student, *(network.network for network in live)):
+        tapped.compiled = _Full(run.training.batch_size)
 
 
 class _Full:

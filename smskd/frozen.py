@@ -29,7 +29,7 @@ class Frozen(Protocol):
         """Let go of whatever it holds."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Live:
     """Runs the network on the batch's images.
 
