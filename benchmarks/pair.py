@@ -61,16 +61,16 @@ class Networks:
     """
 
     def __init__(self, pair: Pair, num_classes: int, images: Tensor) -> None:
-        self.pair = pair
+        self.pair, self.num_classes = pair, num_classes
+        self.in_channels = images.shape[1]
         with seeded(SEED):
-            self._student = build_model(pair.student, num_classes)
-        with seeded(SEED):
-            self._teacher = build_model(pair.teacher, num_classes)
+            self._teacher = build_model(pair.teacher, num_classes, self.in_channels)
         _calibrate(self._teacher, images[:CALIBRATION_IMAGES])
 
-    def student(self) -> nn.Module:
-        """A new copy, in training mode."""
-        return copy.deepcopy(self._student).train()
+    def student(self, seed: int = SEED) -> nn.Module:
+        """A new one, in training mode; the same weights for the same seed."""
+        with seeded(seed):
+            return build_model(self.pair.student, self.num_classes, self.in_channels).train()
 
     def teacher(self) -> nn.Module:
         """A new copy, in evaluation mode."""
