@@ -105,12 +105,12 @@ def workers_group(pair: str) -> Group:
 
 def cost_group(pair: str) -> CostGroup:
     """The empty table of what the reference costs in a later stage of one pair."""
-    extras = {}
+    extras: dict[str, Extra] = {}
     for source, kinds in (("live", (CONSTANT, TCP)), ("table", (CONSTANT, TCP, TCP_TABLE))):
         over = cost_name(source, NO_REFERENCE)
         extras |= {cost_name(source, kind): Extra(over, COST_GOALS[source]) for kind in kinds}
     names = [cost_name(source, kind) for source in SOURCES for kind in _cost_kinds(source)]
-    return CostGroup(pair, names, extras)
+    return CostGroup(f"reference in a later stage, {pair}", names, extras)
 
 
 def cost_name(source: str, kind: str) -> str:
@@ -128,7 +128,7 @@ def floor_group(pair: str, device: str) -> FloorGroup:
     precisions = ("fp32", "tf32", "bf16") if device == "cuda" else ("fp32", "bf16")
     names = [floor_name(p, source) for p in precisions for source in SOURCES]
     compiled = [floor_name("bf16", source, True) for source in SOURCES]
-    return FloorGroup(pair, [*names, *compiled])
+    return FloorGroup(f"least time of a step, {pair}", [*names, *compiled])
 
 
 def floor_name(precision: str, source: str, compiled: bool = False) -> str:

@@ -48,6 +48,18 @@ class Pair:
         return f"{self.teacher}>{self.student}"
 
 
+def known_pair(text: str) -> Pair:
+    """Read ``teacher>student``, both in the zoo.
+
+    Raises:
+        ConfigError: it is not of that form, or the zoo lacks a network.
+    """
+    pair = Pair.parse(text)
+    if unknown := pair.unknown():
+        raise ConfigError(f"{text}: {unknown}", "`smskd-bench list models` names all")
+    return pair
+
+
 class Networks:
     """A teacher and a student as they are before training, to be copied by each contestant.
 

@@ -206,8 +206,7 @@ def footer(result: Document) -> str:
     rounds = ", ".join(str(group["rounds"]) for group in result["groups"])
     return "\n".join(
         [
-            f"{' '.join(legends)} Rounds: {rounds}. "
-            f"{_settings_text(settings)}",
+            f"{' '.join(legends)} Rounds: {rounds}. {_settings_text(settings)}",
             "",
             f"Not in the times: {'; '.join(result['excluded'])}.",
             "",
