@@ -217,9 +217,11 @@ def workers(group: Group, pair: Pair, settings: Settings) -> Group:
 
     s = settings
     with ExitStack() as stack:
-        turns = crew_turns(pair, s.batch_size, s.device.type, torch.get_num_threads(), stack)
+        turns, missing = crew_turns(
+            pair, s.batch_size, s.device.type, torch.get_num_threads(), stack
+        )
         rounds = interleave(turns, s.rounds, SHARES[PROCESSES] * s.seconds, clock=s.clock)
-    return replace(group, rounds=rounds)
+    return replace(group, rounds=rounds, missing=missing)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ TURN_S = 1.0
 
 def crew_turns(
     pair: Pair, batch_size: int, device: str, threads: int, stack: ExitStack
-) -> list[Contestant]:
+) -> tuple[list[Contestant], dict[str, str]]:
     """One process with all cores, then several that divide the cores, as the harness does.
 
     Args:
@@ -27,15 +27,27 @@ def crew_turns(
         device: torch device string.
         threads: CPU threads of one process by itself.
         stack: Ends the processes.
+
+    Returns:
+        The turns, each tried once, and by name why others cannot be taken, such as want of memory.
     """
-    turns = []
+    turns: list[Contestant] = []
+    missing: dict[str, str] = {}
     for count in (1, *WORKERS):
         each = max(1, min(threads, cores() // count))
         work = Workload(pair.student, "cifar100", batch_size, "fp32", each, "train")
         crew = stack.enter_context(Crew(count, work, device, pair.teacher))
         name = workers_name(count) if count > 1 else ONE_WORKER
-        turns.append(CrewTurn(crew).contestant(name))
-    return turns
+        turn = CrewTurn(crew).contestant(name)
+        try:
+            turn.before()
+            turn.work()
+        except RuntimeError as error:  # a process that was killed is of this kind too
+            missing[name] = str(error).splitlines()[0]
+            crew.close()
+        else:
+            turns.append(turn)
+    return turns, missing
 
 
 class CrewTurn:

@@ -69,6 +69,8 @@ ALONE = "one seed after another"
 WORKERS = (2, 4, 8)
 ONE_WORKER = "1 process, all cores"
 
+COMPILED = " compiled"
+
 SOURCES = ("live", "table")
 NO_REFERENCE, CONSTANT, TCP = "no reference", "constant weights", "1-TCP weights"
 TCP_TABLE = "1-TCP weights, reference from its table"
@@ -133,7 +135,7 @@ def floor_group(pair: str, device: str) -> FloorGroup:
 
 def floor_name(precision: str, source: str, compiled: bool = False) -> str:
     """A kind of step."""
-    return f"{precision} {source}{' compiled' if compiled else ''}"
+    return f"{precision} {source}{COMPILED if compiled else ''}"
 
 
 def ablation_groups(pair: str, small_pair: str, device: str) -> list[Group]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from benchmarks.command import common_options, publish, run, set_up
-from benchmarks.expected import FLOOR, PAIRS, SOURCES, floor_group, floor_name
+from benchmarks.expected import COMPILED, FLOOR, PAIRS, SOURCES, floor_group, floor_name
 from benchmarks.floor_group import FloorGroup
 from benchmarks.interleave import WARMUP_ROUNDS, Clock, interleave
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 STEPS = {"cpu": 1, "cuda": 20}
 COMPILE_MISSING = "compiling takes minutes on a CPU; ask for it with --compile"
+NO_PRECISION = "the device does not have this precision"
 EXCLUDED = (
     "reading the data set",
     "building networks and stage",
@@ -76,7 +77,7 @@ def main(
     data = load_images(data_root)
     precisions: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
     with unchanged_numerics():
-        peaks = {p: measured_peaks(p, place, clock) for p in precisions if not why_not(p, place)}
+        peaks = measured_peaks([p for p in precisions if not why_not(p, place)], place, clock)
         groups = [measure(pair, data, settings, peaks) for pair in known]
     shown = {"batch": batch_size, "steps_a_turn": STEPS[device], "images": data.source}
     publish(FLOOR, device, groups, shown, EXCLUDED, output)
@@ -87,22 +88,25 @@ def measure(
 ) -> FloorGroup:
     """Count and time all kinds of step of one pair."""
     from benchmarks.bench_pair import BenchPair, turns_of
-    from benchmarks.numerics import EXACT
+    from benchmarks.same_work import check_same_work
 
     s, steps = settings, STEPS[settings.device.type]
     group = floor_group(str(pair), s.device.type)
     images = (s.rounds + WARMUP_ROUNDS) * steps * s.batch_size
     with BenchPair(pair, data, s.batch_size, s.device) as bench:
         ways = kinds(bench, images, tuple(peaks), s.compiled)
-        EXACT.apply()
         floors = {way.name: floor_of_way(bench, way, peaks[way.precision]) for way in ways}
-        turns = turns_of([bench.loop(way) for way in ways], steps)
-        rounds = interleave(turns, s.rounds, s.seconds, clock=s.clock)
-    lacking = "the device does not have this precision" if s.compiled else COMPILE_MISSING
-    missing = {name: lacking for name in group.expected if name not in floors}
+        loops = [bench.loop(way) for way in ways]
+        batch = bench.plain_batch()
+        same = check_same_work(loops, batch.images, batch.labels, batch.index)
+        rounds = interleave(turns_of(loops, steps), s.rounds, s.seconds, clock=s.clock)
+    lacking = [name for name in group.expected if name not in floors]
+    eager = {name for name in lacking if name.endswith(COMPILED) and not s.compiled}
+    missing = {name: COMPILE_MISSING if name in eager else NO_PRECISION for name in lacking}
+    notes = {"one_step": same, "peaks": {p: vars(peak) for p, peak in peaks.items()}}
     return replace(
         group, steps=steps, floors=floors, rounds=rounds, missing=missing,
-        notes={p: vars(peak) for p, peak in peaks.items()}, remarks=[peaks_text(peaks)],
+        notes=notes, remarks=[peaks_text(peaks)],
     )  # fmt: skip
 
 

@@ -75,14 +75,21 @@ class Networks:
     def __init__(self, pair: Pair, num_classes: int, images: Tensor) -> None:
         self.pair, self.num_classes = pair, num_classes
         self.in_channels = images.shape[1]
+        self._images = images[:CALIBRATION_IMAGES]
         with seeded(SEED):
             self._teacher = build_model(pair.teacher, num_classes, self.in_channels)
-        _calibrate(self._teacher, images[:CALIBRATION_IMAGES])
+        _calibrate(self._teacher, self._images)
 
     def student(self, seed: int = SEED) -> nn.Module:
         """A new one, in training mode; the same weights for the same seed."""
         with seeded(seed):
             return build_model(self.pair.student, self.num_classes, self.in_channels).train()
+
+    def previous_student(self, seed: int) -> nn.Module:
+        """A student as a frozen reference, in evaluation mode; statistics as the teacher's."""
+        student = self.student(seed)
+        _calibrate(student, self._images)
+        return student.eval()
 
     def teacher(self) -> nn.Module:
         """A new copy, in evaluation mode."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -21,21 +21,25 @@ COPIED_BYTES = {"cpu": 2**28, "cuda": 2**32}
 LEAST_TIMES, FOR_S = 5, 1.0
 
 
-def measured_peaks(precision: Precision, device: torch.device, clock: Clock) -> Peaks:
-    """Best of several: a product of large matrices in the precision, a copy of a large vector.
+def measured_peaks(
+    precisions: Iterable[Precision], device: torch.device, clock: Clock
+) -> dict[Precision, Peaks]:
+    """Best of several, by precision: a product of large matrices, a copy of a large vector."""
+    copied = _copied_bytes_per_s(device, clock)
+    return {p: Peaks(_product_macs_per_s(p, device, clock), copied) for p in precisions}
 
-    A copy reads and writes; both count.
-    """
+
+def _product_macs_per_s(precision: Precision, device: torch.device, clock: Clock) -> float:
     (TF32 if precision == "tf32" else EXACT).apply()
     side = SIDE[device.type]
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
     product = torch.empty_like(a)
-    seconds = _best_s(lambda: torch.mm(a, b, out=product), clock)
-    return Peaks(side**3 / seconds, _copied_bytes_per_s(device, clock))
+    return side**3 / _best_s(lambda: torch.mm(a, b, out=product), clock)
 
 
 def _copied_bytes_per_s(device: torch.device, clock: Clock) -> float:
+    """A copy reads and writes; both count."""
     size = COPIED_BYTES[device.type]
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)

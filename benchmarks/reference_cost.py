@@ -11,10 +11,10 @@ forward passes: s / (3s + t) with a live teacher, s / 3s with its table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 
     from benchmarks.bench_pair import BenchPair
     from benchmarks.images import TrainImages
-    from benchmarks.ours import Options
+    from benchmarks.ours import Options, OurLoop
     from benchmarks.pair import Pair
+    from benchmarks.same_work import Difference
+    from smskd.data import Batch
     from smskd.settings import Precision
 
 PREVIOUS_SEED = 1
@@ -104,12 +106,28 @@ def measure(pair: Pair, data: TrainImages, settings: Settings) -> CostGroup:
             model_cost(network, (shape[0], shape[1], shape[2])).macs
             for network in (bench.networks.student(), bench.networks.teacher())
         )
+        notes: dict[str, Any] = {"student_macs": student, "teacher_macs": teacher}
         loops = [bench.loop(options) for options in kinds(bench, images, s.precision)]
+        notes |= {"one_step": check_kinds(loops, bench.plain_batch())}
         rounds = interleave(turns_of(loops, steps), s.rounds, s.seconds, clock=s.clock)
-    notes = {"student_macs": student, "teacher_macs": teacher}
     return replace(
         cost_group(str(pair)), rounds=rounds, notes=notes, bounds=bounds(student, teacher)
     )
+
+
+def check_kinds(loops: Sequence[OurLoop], batch: Batch) -> dict[str, Difference]:
+    """Check that stages with the same kind of reference do the same, live or looked up.
+
+    Raises:
+        RefusedError: two of them do not.
+    """
+    from benchmarks.same_work import check_same_work
+
+    found: dict[str, Difference] = {}
+    for kind in (NO_REFERENCE, CONSTANT, TCP):
+        same = [loop for loop in loops if kind in loop.name]
+        found |= check_same_work(same, batch.images, batch.labels, batch.index)
+    return found
 
 
 def kinds(bench: BenchPair, images: int, precision: Precision) -> list[Options]:
@@ -117,7 +135,7 @@ def kinds(bench: BenchPair, images: int, precision: Precision) -> list[Options]:
     from benchmarks.ours import Held, Options
     from smskd.settings import Reference, Weighting
 
-    previous = bench.networks.student(PREVIOUS_SEED)
+    previous = bench.networks.previous_student(PREVIOUS_SEED)
     constant = Held(previous, Reference(weighting=Weighting(map="constant")))
     weighted = Held(previous, Reference())
     looked_up = replace(weighted, table=bench.student_table(previous, images))
