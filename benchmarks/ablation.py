@@ -138,7 +138,8 @@ def techniques(group: Group, pair: Pair, data: TrainImages, settings: Settings) 
         notes = {"one_step": check_same_work(loops, batch.images, batch.labels, batch.index)}
         budget = SHARES[TECHNIQUES] * s.seconds - sum(seconds.values())
         rounds = interleave(turns_of(loops, steps), s.rounds, budget, clock=s.clock)
-    said = [f"Compiling, once a process: {name} {t:.0f} s." for name, t in seconds.items()]
+    took = ", ".join(f"{name} {t:.0f} s" for name, t in seconds.items())
+    said = [f"Compiling, once a process: {took}."] if took else []
     return replace(
         group, rounds=rounds, notes=notes | {"compile_s": seconds}, remarks=said,
         missing={name: why for name, why in missing.items() if why},

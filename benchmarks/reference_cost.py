@@ -12,14 +12,15 @@ forward passes: s / (3s + t) with a live teacher, s / 3s with its table.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from benchmarks.cells import quartiles
 from benchmarks.command import common_options, publish, run, set_up
-from benchmarks.cost_group import CostGroup
+from benchmarks.cost_group import CostGroup, costs
 from benchmarks.expected import (
     CONSTANT,
     NO_REFERENCE,
@@ -31,7 +32,7 @@ from benchmarks.expected import (
     cost_group,
     cost_name,
 )
-from benchmarks.interleave import WARMUP_ROUNDS, Clock, interleave
+from benchmarks.interleave import WARMUP_ROUNDS, Clock, Rounds, Spread, interleave, spread
 
 if TYPE_CHECKING:
     import torch
@@ -110,9 +111,22 @@ def measure(pair: Pair, data: TrainImages, settings: Settings) -> CostGroup:
         loops = [bench.loop(options) for options in kinds(bench, images, s.precision)]
         notes |= {"one_step": check_kinds(loops, bench.plain_batch())}
         rounds = interleave(turns_of(loops, steps), s.rounds, s.seconds, clock=s.clock)
+    weighting = weighting_costs(rounds)
+    notes |= {"weighting_percent": {source: asdict(cost) for source, cost in weighting.items()}}
+    said = ", ".join(f"teacher {name} {quartiles(asdict(c), 1)}" for name, c in weighting.items())
     return replace(
-        cost_group(str(pair)), rounds=rounds, notes=notes, bounds=bounds(student, teacher)
-    )
+        cost_group(str(pair)), rounds=rounds, notes=notes, bounds=bounds(student, teacher),
+        remarks=[f"Weighting by 1-TCP costs over constant weights, in percent: {said}."],
+    )  # fmt: skip
+
+
+def weighting_costs(rounds: Rounds) -> dict[str, Spread]:
+    """What 1-TCP costs over constant weights in percent, by the source of the teacher."""
+    timed = rounds.timed
+    return {
+        source: spread(costs(timed[cost_name(source, TCP)], timed[cost_name(source, CONSTANT)]))
+        for source in SOURCES
+    }
 
 
 def check_kinds(loops: Sequence[OurLoop], batch: Batch) -> dict[str, Difference]:

@@ -155,6 +155,19 @@ def test_arithmetic_of_the_reference():
     assert {extra.over for extra in group.extras.values()} | set(found) == set(group.expected)
 
 
+def test_the_weighting_is_compared_with_constant_weights():
+    from benchmarks.reference_cost import weighting_costs
+
+    times = {expected.CONSTANT: 1.0, expected.TCP: 1.25}
+    timed = {
+        expected.cost_name(source, kind): samples(*[t] * 3)
+        for source in expected.SOURCES
+        for kind, t in times.items()
+    }
+    found = weighting_costs(Rounds({}, timed))
+    assert {source: cost.median for source, cost in found.items()} == {"live": 25.0, "table": 25.0}
+
+
 def test_tables_of_one_result_have_titles_of_their_own():
     for _, _, groups in expected.expected_tables():
         titles = [group.title for group in groups]
