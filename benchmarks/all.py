@@ -67,7 +67,7 @@ def run_all(
     ends = time.monotonic() + 60.0 * minutes
     failed = {}
     for one, line in zip(planned, lines, strict=True):
-        left = ends - time.monotonic()
+        left = max(0.0, ends - time.monotonic())
         click.echo(f"== {one.entry.name}: {one.seconds:.0f} s of rounds; {left:.0f} s left")
         if left <= 0:
             failed[one.entry.name] = "no time was left"
