@@ -101,7 +101,7 @@ class Contestants:
         s = self.settings
         images = (s.rounds + WARMUP_ROUNDS) * s.steps * s.batch_size
         folder, teacher = Path(self._folder.name), self.networks.teacher()
-        return filled_table(folder, self.pair, teacher, self.batches, images)
+        return filled_table(folder, self.pair.teacher, teacher, self.batches, images)
 
     def _copies(self) -> tuple[torch.nn.Module, torch.nn.Module]:
         return self.networks.student(), self.networks.teacher()

@@ -11,10 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smskd.data import Normalisation
 from smskd.datasets import dataset_info, load_dataset
 from smskd.errors import MissingDataError
-from smskd.views import Augmentation
 
 DATASET = "cifar100"
 RANDOM = "random uint8"
@@ -25,7 +23,7 @@ class TrainImages:
     """A training set in memory.
 
     Attributes:
-        images: uint8 ``(N, 3, 32, 32)``.
+        images: uint8 ``(N, C, H, W)``.
         labels: int64 ``(N,)``.
         source: What the images are, for the record.
     """
@@ -36,8 +34,7 @@ class TrainImages:
 
 
 INFO = dataset_info(DATASET)
-NORMALISE = Normalisation(INFO.mean, INFO.std)
-AUGMENT = Augmentation(INFO.pad, INFO.flip)
+DIGITS = dataset_info("digits")
 
 
 def load_images(data_root: Path | None) -> TrainImages:
@@ -56,6 +53,12 @@ def load_images(data_root: Path | None) -> TrainImages:
             error.message, "leave --data-root out to measure with random images"
         ) from error
     return TrainImages(torch.from_numpy(train.images), torch.from_numpy(train.labels), INFO.name)
+
+
+def load_digits() -> TrainImages:
+    """The 8x8 digits that are always here: 1,000 grey images of 10 classes."""
+    train = load_dataset(DIGITS.name, None).train
+    return TrainImages(torch.from_numpy(train.images), torch.from_numpy(train.labels), DIGITS.name)
 
 
 def _random_images() -> TrainImages:

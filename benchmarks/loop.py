@@ -14,7 +14,7 @@ class Loop(Protocol):
 
     Attributes:
         name: As in the table.
-        precision: "fp32" or "bf16".
+        precision: "fp32", "tf32" or "bf16".
         numerics: Settings of the GPU that this loop runs under.
         student: The network it trains.
     """

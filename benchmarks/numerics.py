@@ -42,6 +42,9 @@ CONVENTIONAL = Numerics(matmul_tf32=False, conv_tf32=True, deterministic=False, 
 EXACT = Numerics(matmul_tf32=False, conv_tf32=False, deterministic=True, search=False)
 """What :func:`smskd_bench.worker.pin_numerics` sets."""
 
+TF32 = Numerics(matmul_tf32=True, conv_tf32=True, deterministic=True, search=False)
+"""As :data:`EXACT`, but for what precision "tf32" allows (:func:`smskd.precision.tensor_cores`)."""
+
 
 @contextmanager
 def unchanged_numerics() -> Iterator[None]:

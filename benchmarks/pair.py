@@ -48,6 +48,18 @@ class Pair:
         return f"{self.teacher}>{self.student}"
 
 
+def known_pair(text: str) -> Pair:
+    """Read ``teacher>student``, both in the zoo.
+
+    Raises:
+        ConfigError: it is not of that form, or the zoo lacks a network.
+    """
+    pair = Pair.parse(text)
+    if unknown := pair.unknown():
+        raise ConfigError(f"{text}: {unknown}", "`smskd-bench list models` names all")
+    return pair
+
+
 class Networks:
     """A teacher and a student as they are before training, to be copied by each contestant.
 
@@ -61,16 +73,23 @@ class Networks:
     """
 
     def __init__(self, pair: Pair, num_classes: int, images: Tensor) -> None:
-        self.pair = pair
+        self.pair, self.num_classes = pair, num_classes
+        self.in_channels = images.shape[1]
+        self._images = images[:CALIBRATION_IMAGES]
         with seeded(SEED):
-            self._student = build_model(pair.student, num_classes)
-        with seeded(SEED):
-            self._teacher = build_model(pair.teacher, num_classes)
-        _calibrate(self._teacher, images[:CALIBRATION_IMAGES])
+            self._teacher = build_model(pair.teacher, num_classes, self.in_channels)
+        _calibrate(self._teacher, self._images)
 
-    def student(self) -> nn.Module:
-        """A new copy, in training mode."""
-        return copy.deepcopy(self._student).train()
+    def student(self, seed: int = SEED) -> nn.Module:
+        """A new one, in training mode; the same weights for the same seed."""
+        with seeded(seed):
+            return build_model(self.pair.student, self.num_classes, self.in_channels).train()
+
+    def previous_student(self, seed: int) -> nn.Module:
+        """A student as a frozen reference, in evaluation mode; statistics as the teacher's."""
+        student = self.student(seed)
+        _calibrate(student, self._images)
+        return student.eval()
 
     def teacher(self) -> nn.Module:
         """A new copy, in evaluation mode."""

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.images import AUGMENT, INFO, TrainImages
+from benchmarks.images import INFO, TrainImages
 from smskd.torchvision_bridge import import_torchvision
 
 PREFETCH_BATCHES = 2
@@ -54,7 +54,7 @@ def train_transform() -> Callable[[Any], Tensor]:
 
     composed: Callable[[Any], Tensor] = transforms.Compose(
         [
-            transforms.RandomCrop(INFO.size, padding=AUGMENT.pad),
+            transforms.RandomCrop(INFO.size, padding=INFO.pad),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize(INFO.mean, INFO.std),

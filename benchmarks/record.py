@@ -10,23 +10,31 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from benchmarks import cost_group, floor_group
+from benchmarks.cells import (
+    NOT_MEASURED,
+    NOT_RUN,
+    VERDICTS,
+    Document,
+    Row,
+    grid,
+    measured,
+    quartiles,
+)
 from benchmarks.interleave import Rounds, Spread, cpu_ratios, ratios, spread
-
-Document = dict[str, Any]
-Row = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RIVAL_PACKAGES = ("torchvision", "torchdistill", "pillow")
-NOT_MEASURED = "not measured"
 FOLDER_OPTIONS = ("--data-root", "--output")
+LEGEND = "Ratio: median of the ratios within each round (quartiles)."
 
 
 @dataclass(frozen=True)
@@ -42,9 +50,24 @@ class Goal:
     against: tuple[str, ...]
 
 
+class Table(Protocol):
+    """One table of a result, of any kind."""
+
+    @property
+    def title(self) -> str:
+        """What the work was; unique in its result."""
+
+    @property
+    def expected(self) -> Sequence[str]:
+        """Names of the rows."""
+
+    def document(self) -> Document:
+        """As it is stored."""
+
+
 @dataclass
 class Group:
-    """One table: contestants that did the same work.
+    """One table of ratios: contestants that did the same work.
 
     Attributes:
         title: What the work was.
@@ -54,6 +77,7 @@ class Group:
         rounds: What was measured; None if nothing was.
         missing: By contestant, why it was not measured.
         notes: What was checked before the measurement.
+        remarks: Sentences below the table.
     """
 
     title: str
@@ -63,6 +87,7 @@ class Group:
     rounds: Rounds | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
     def document(self) -> Document:
         """As it is stored."""
@@ -71,6 +96,7 @@ class Group:
             "baselines": list(self.baselines),
             "rounds": self.rounds.count if self.rounds else 0,
             "notes": dict(self.notes),
+            "remarks": list(self.remarks),
             "rows": [self._row(name) for name in self.expected],
         }
 
@@ -79,25 +105,23 @@ class Group:
         row: Row = {"name": name, "goal": asdict(goal) if goal else None}
         samples = self.rounds.timed.get(name) if self.rounds else None
         if not samples or self.rounds is None:
-            return row | {"not_measured": self.missing.get(name, "it was not run")}
+            return row | {"not_measured": self.missing.get(name, NOT_RUN)}
         others = {b: self.rounds.timed[b] for b in self.baselines if b in self.rounds.timed}
         compared = {b: spread(ratios(samples, other)) for b, other in others.items() if b != name}
         by_cpu = {b: spread(cpu_ratios(samples, other)) for b, other in others.items() if b != name}
         return row | {
-            "images_per_s": asdict(spread([s.images_per_s for s in samples])),
+            **measured(name, self.rounds),
             "images_per_cpu_s": asdict(spread([s.images_per_cpu_s for s in samples])),
             "ratio": {b: asdict(s) for b, s in compared.items()},
             "cpu_ratio": {b: asdict(s) for b, s in by_cpu.items()},
             "met": _met(goal, compared) if goal else None,
-            "samples": [astuple(s) for s in samples],
-            "warmup_samples": [astuple(s) for s in self.rounds.warmup.get(name, [])],
         }
 
 
 def document(
     name: str,
     device: str,
-    groups: Sequence[Group],
+    groups: Sequence[Table],
     settings: Mapping[str, Any],
     excluded: Sequence[str],
 ) -> Document:
@@ -157,15 +181,15 @@ def table(result: Document) -> str:
 
 def group_table(group: Document) -> str:
     """One group as a Markdown table under its title."""
+    return TABLES[_kind(group)](group)
+
+
+def ratio_table(group: Document) -> str:
+    """One group of ratios as a Markdown table."""
     baselines = group["baselines"]
     titles = ["contestant", "images/s", "images per CPU s", *(f"against {b}" for b in baselines)]
-    lines = [
-        f"**{group['title']}**",
-        "",
-        f"| {' | '.join([*titles, 'goal', ''])} |",
-        f"| --- |{' ---: |' * (len(titles) - 1)} ---: | --- |",
-    ]
-    return "\n".join([*lines, *(_line(row, baselines) for row in group["rows"])])
+    lines = [_cells(row, baselines) for row in group["rows"]]
+    return grid(group, [*titles, "goal", ""], lines)
 
 
 def footer(result: Document) -> str:
@@ -178,11 +202,11 @@ def footer(result: Document) -> str:
     versions = ", ".join(
         f"{name} {packages[name]}" for name in ("torch", *RIVAL_PACKAGES) if packages.get(name)
     )
+    legends = dict.fromkeys(LEGENDS[_kind(group)] for group in result["groups"])
     rounds = ", ".join(str(group["rounds"]) for group in result["groups"])
     return "\n".join(
         [
-            f"Ratio: median of the ratios within each round (quartiles). Rounds: {rounds}. "
-            f"{_settings_text(settings)}",
+            f"{' '.join(legends)} Rounds: {rounds}. {_settings_text(settings)}",
             "",
             f"Not in the times: {'; '.join(result['excluded'])}.",
             "",
@@ -194,22 +218,35 @@ def footer(result: Document) -> str:
     )
 
 
-def _line(row: Row, baselines: Sequence[str]) -> str:
+TABLES: Mapping[str, Callable[[Document], str]] = {
+    "ratio": ratio_table,
+    "cost": cost_group.cost_table,
+    "floor": floor_group.floor_table,
+}
+LEGENDS = {"ratio": LEGEND, "cost": cost_group.LEGEND, "floor": floor_group.LEGEND}
+"""What the numbers of a kind of table are, for the footer."""
+
+
+def _kind(group: Document) -> str:
+    kind: str = group.get("kind", "ratio")
+    return kind
+
+
+def _cells(row: Row, baselines: Sequence[str]) -> list[str]:
     goal = row["goal"]
     wanted = f"{goal['ratio']:g}" if goal else "-"
     if "not_measured" in row:
-        cells = [NOT_MEASURED, "-", *("-" for _ in baselines), wanted, row["not_measured"]]
-        return f"| {row['name']} | {' | '.join(cells)} |"
+        lacking = ["-"] * (1 + len(baselines))
+        return [row["name"], NOT_MEASURED, *lacking, wanted, row["not_measured"]]
     compared = [_ratio(row["ratio"].get(b), b == row["name"]) for b in baselines]
-    verdict = {True: "met", False: "not met", None: ""}[row["met"]]
     speeds = [f"{row[key]['median']:,.0f}" for key in ("images_per_s", "images_per_cpu_s")]
-    return f"| {' | '.join([row['name'], *speeds, *compared, wanted, verdict])} |"
+    return [row["name"], *speeds, *compared, wanted, VERDICTS[row["met"]]]
 
 
 def _ratio(value: Mapping[str, float] | None, itself: bool) -> str:
     if value is None:
         return "1" if itself else "-"
-    return f"{value['median']:.2f} ({value['low']:.2f}-{value['high']:.2f})"
+    return quartiles(value)
 
 
 def _met(goal: Goal, compared: Mapping[str, Spread]) -> bool | None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import click
 
+from benchmarks.cells import Document
 from benchmarks.command import run
 from benchmarks.expected import expected_tables
-from benchmarks.record import RESULTS, ROOT, Document, group_table, table
+from benchmarks.record import RESULTS, ROOT, group_table, table
 from smskd.errors import DataError
 
 PAGE = ROOT / "docs" / "speed.md"

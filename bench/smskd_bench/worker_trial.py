@@ -9,7 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import BrokenBarrierError
 from typing import Any
@@ -23,6 +24,8 @@ CANDIDATES = (1, 2, 4, 8)
 TRIAL_S = 2.0
 READY_S = 120.0
 """How long a process may take to start and warm up; the first use of a GPU is slow."""
+
+LOOK_EVERY_S = 0.005
 
 TIE = 1.05
 """More processes must be faster by this factor: each costs memory, and measurements scatter."""
@@ -95,16 +98,63 @@ def _images_per_s(
     count: int, work: Workload, device: str, teacher: str | None, trial_s: float
 ) -> float:
     """Throughput of ``count`` processes together."""
-    context = multiprocessing.get_context("spawn")  # a forked child cannot use CUDA
-    barrier = context.Barrier(count)
-    with ProcessPoolExecutor(count, context, _remember, (barrier,)) as pool:
-        runs = [pool.submit(_train, work, device, teacher, trial_s) for _ in range(count)]
-        errors = [e for run in runs if (e := run.exception()) is not None]
-        # One that failed sent the others home; its own error tells why.
+    with Crew(count, work, device, teacher) as crew:
+        crew.get_ready(trial_s)
+        return crew.train()
+
+
+class Crew:
+    """So many processes that train the same pair at the same time, as often as they are asked to.
+
+    Args:
+        count: Processes.
+        work: The student's training step; its ``threads`` are those of each process.
+        device: torch device string.
+        teacher: Model that is run live in each step.
+    """
+
+    def __init__(self, count: int, work: Workload, device: str, teacher: str | None) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked child cannot use CUDA
+        self.count = count
+        self._work = work, device, teacher
+        self._barrier = context.Barrier(count + 1)
+        self._pool = ProcessPoolExecutor(count, context, _remember, (self._barrier,))
+        self._runs: list[Future[float]] = []
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def get_ready(self, trial_s: float) -> None:
+        """Wait until all have built their networks and can train for ``trial_s`` seconds.
+
+        A failure shows in :meth:`train`.
+        """
+        self._runs = [self._pool.submit(_train, *self._work, trial_s) for _ in range(self.count)]
+        while self._barrier.n_waiting < self.count and not any(run.done() for run in self._runs):
+            time.sleep(LOOK_EVERY_S)
+
+    def train(self) -> float:
+        """Let them train; images a second of all together.
+
+        Raises:
+            RuntimeError: one of them failed, for instance for want of memory.
+        """
+        # After a failure nobody is there to meet; its own error tells why.
+        with suppress(BrokenBarrierError):
+            self._barrier.wait(0.0 if any(run.done() for run in self._runs) else READY_S)
+        errors = [e for run in self._runs if (e := run.exception()) is not None]
         errors.sort(key=lambda error: isinstance(error, BrokenBarrierError))
         if errors:
             raise errors[0]
-        return sum(run.result() for run in runs)
+        return sum(run.result() for run in self._runs)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._barrier.abort()  # those that still wait for the others
+        self._pool.shutdown()
 
 
 _together: Any = None
