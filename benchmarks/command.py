@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from benchmarks.interleave import Clock
-from benchmarks.record import RESULTS, Group, document, table, write
+from benchmarks.record import RESULTS, Table, document, table, write
 from smskd.errors import ConfigError, SmskdError
 
 if TYPE_CHECKING:
@@ -68,13 +68,14 @@ def set_up(device: str, threads: int | None) -> tuple[torch.device, Clock]:
 def publish(
     name: str,
     device: str,
-    groups: Sequence[Group],
+    groups: Sequence[Table],
     settings: Mapping[str, Any],
     excluded: Sequence[str],
     folder: Path | None,
+    reading: str = "",
 ) -> None:
     """Write the result file and print its tables."""
-    result = document(name, device, groups, settings, excluded)
+    result = document(name, device, groups, settings, excluded, reading)
     path = write(result, folder or RESULTS)
     click.echo(table(result))
     click.echo(f"written to {path}")

@@ -1,7 +1,9 @@
 """Result files of benchmarks: what they hold, how they are written, and their table.
 
-A document has ``groups`` (one a pair of networks, say) of ``rows`` (one a contestant). Every timed
-and every warm-up sample is in it, so each number of the table can be computed again.
+A document has ``groups`` (one a pair of networks, say) of ``rows`` (one a contestant). A group is
+of one of two kinds: contestants that were timed in turns (:class:`Group`; every timed and every
+warm-up sample is in it, so each number can be computed again), or a sheet with columns of its own
+(:mod:`benchmarks.sheet`).
 """
 
 from __future__ import annotations
@@ -10,23 +12,38 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.interleave import Rounds, Spread, cpu_ratios, ratios, spread
-
-Document = dict[str, Any]
-Row = dict[str, Any]
+from benchmarks.sheet import NOT_MEASURED, NOT_RUN, SHEET, Document, Row, sheet_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RIVAL_PACKAGES = ("torchvision", "torchdistill", "pillow")
-NOT_MEASURED = "not measured"
-FOLDER_OPTIONS = ("--data-root", "--output")
+PLACES = {"--data-root": "DIR", "--output": "DIR", "--work": "DIR", "--matrix": "FILE"}
+"""Options that name something on this machine, and what is recorded in its place."""
+
+TURNS = "turns"
+
+
+class Table(Protocol):
+    """A table, measured or not yet.
+
+    Attributes:
+        title: What the work was; unique within a benchmark.
+        expected: Names of its rows in order.
+    """
+
+    title: str
+    expected: Sequence[str]
+
+    def document(self) -> Document:
+        """As it is stored; with ``kind``, ``title`` and ``rows``."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +84,7 @@ class Group:
     def document(self) -> Document:
         """As it is stored."""
         return {
+            "kind": TURNS,
             "title": self.title,
             "baselines": list(self.baselines),
             "rounds": self.rounds.count if self.rounds else 0,
@@ -79,7 +97,7 @@ class Group:
         row: Row = {"name": name, "goal": asdict(goal) if goal else None}
         samples = self.rounds.timed.get(name) if self.rounds else None
         if not samples or self.rounds is None:
-            return row | {"not_measured": self.missing.get(name, "it was not run")}
+            return row | {"not_measured": self.missing.get(name, NOT_RUN)}
         others = {b: self.rounds.timed[b] for b in self.baselines if b in self.rounds.timed}
         compared = {b: spread(ratios(samples, other)) for b, other in others.items() if b != name}
         by_cpu = {b: spread(cpu_ratios(samples, other)) for b, other in others.items() if b != name}
@@ -97,9 +115,10 @@ class Group:
 def document(
     name: str,
     device: str,
-    groups: Sequence[Group],
+    groups: Sequence[Table],
     settings: Mapping[str, Any],
     excluded: Sequence[str],
+    reading: str = "",
 ) -> Document:
     """Everything about one run of a benchmark.
 
@@ -109,16 +128,19 @@ def document(
         groups: Its tables.
         settings: Batch size, workers, what the images were, and the like.
         excluded: What a user waits for that the times do not hold, in words.
+        reading: How the tables are read; of tables of turns it is said without being given.
     """
+    groups_made = [group.document() for group in groups]
     return {
         "benchmark": name,
         "device": device,
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *_public(sys.argv[1:])]),
         "settings": dict(settings),
         "excluded": list(excluded),
+        "reading": reading or _turns_reading(groups_made),
         "environment": environment(device),
         "sample_fields": ["images", "wall_s", "cpu_s"],
-        "groups": [group.document() for group in groups],
+        "groups": groups_made,
     }
 
 
@@ -157,6 +179,10 @@ def table(result: Document) -> str:
 
 def group_table(group: Document) -> str:
     """One group as a Markdown table under its title."""
+    return FORMS[group["kind"]](group)
+
+
+def _turns_table(group: Document) -> str:
     baselines = group["baselines"]
     titles = ["contestant", "images/s", "images per CPU s", *(f"against {b}" for b in baselines)]
     lines = [
@@ -178,14 +204,12 @@ def footer(result: Document) -> str:
     versions = ", ".join(
         f"{name} {packages[name]}" for name in ("torch", *RIVAL_PACKAGES) if packages.get(name)
     )
-    rounds = ", ".join(str(group["rounds"]) for group in result["groups"])
+    excluded = [f"Not in the times: {'; '.join(result['excluded'])}.", ""]
     return "\n".join(
         [
-            f"Ratio: median of the ratios within each round (quartiles). Rounds: {rounds}. "
-            f"{_settings_text(settings)}",
+            f"{result['reading']} {_settings_text(settings)}",
             "",
-            f"Not in the times: {'; '.join(result['excluded'])}.",
-            "",
+            *(excluded if result["excluded"] else []),
             f"{env['device']}; {machine['processor']}, {machine['cores']} cores, "
             f"{machine['memory_gib']} GiB; {env['threads']} threads; load at the end "
             f"{env['load_average'][0]}; Python {machine['python']}, {versions}; {env['date']}; "
@@ -217,20 +241,25 @@ def _met(goal: Goal, compared: Mapping[str, Spread]) -> bool | None:
     return min(medians) >= goal.ratio if medians else None
 
 
+def _turns_reading(groups: Sequence[Document]) -> str:
+    rounds = ", ".join(str(group["rounds"]) for group in groups)
+    return f"Ratio: median of the ratios within each round (quartiles). Rounds: {rounds}."
+
+
 def _settings_text(settings: Mapping[str, Any]) -> str:
     said = [f"{name.replace('_', ' ')} {value}" for name, value in settings.items()]
     return f"Settings: {', '.join(said)}."
 
 
 def _public(words: Sequence[str]) -> list[str]:
-    """A command line without this machine's folders."""
+    """A command line without this machine's folders and files."""
     shown, previous = [], ""
     for word in words:
         option, equals, _ = word.partition("=")
-        if previous in FOLDER_OPTIONS:
-            word = "DIR"
-        elif option in FOLDER_OPTIONS and equals:
-            word = f"{option}=DIR"
+        if previous in PLACES:
+            word = PLACES[previous]
+        elif option in PLACES and equals:
+            word = f"{option}={PLACES[option]}"
         shown.append(word)
         previous = option if not equals else ""
     return shown
@@ -251,3 +280,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+FORMS: dict[str, Callable[[Document], str]] = {TURNS: _turns_table, SHEET: sheet_table}

@@ -16,7 +16,8 @@ import click
 
 from benchmarks.command import run
 from benchmarks.expected import expected_tables
-from benchmarks.record import RESULTS, ROOT, Document, group_table, table
+from benchmarks.record import RESULTS, ROOT, group_table, table
+from benchmarks.sheet import Document
 from smskd.errors import DataError
 
 PAGE = ROOT / "docs" / "speed.md"
