@@ -135,10 +135,8 @@ def test_what_is_done_is_not_done_again(few_images, tmp_path):
     assert len(said) == 1  # about the teacher
     more, said = school(tmp_path)
     assert more.learn((LIVE, FOLDED), (0, 1, 2))[LIVE].keys() == {0, 1, 2}
-    assert [line.split(":")[0] for line in said[1:]] == [
-        f"{LIVE}, seed 2",
-        f"{FOLDED}, seed 0, 1, 2",
-    ]
+    trained = [line.split(":")[0] for line in said[1:]]  # the longest first
+    assert trained == [f"{FOLDED}, seed 0, 1, 2", f"{LIVE}, seed 2"]
     assert {one["initial"] for one in learnt[LIVE].values()} == {
         one["initial"] for one in learnt[FOLDED].values()
     }
