@@ -72,9 +72,10 @@ def publish(
     settings: Mapping[str, Any],
     excluded: Sequence[str],
     folder: Path | None,
+    reading: str = "",
 ) -> None:
     """Write the result file and print its tables."""
-    result = document(name, device, groups, settings, excluded)
+    result = document(name, device, groups, settings, excluded, reading)
     path = write(result, folder or RESULTS)
     click.echo(table(result))
     click.echo(f"written to {path}")

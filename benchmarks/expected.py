@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.cost_group import CostGroup, Extra
+from benchmarks.expected_sheets import (
+    LEARNING,
+    LEARNING_MODES,
+    LEARNING_PAIR,
+    MATRIX_COST,
+    SHARED_MATRIX,
+    learning_sheet,
+    matrix_sheet,
+)
 from benchmarks.floor_group import FloorGroup
 from benchmarks.record import Goal, Group, Table
 
@@ -157,4 +166,8 @@ def expected_tables() -> list[tuple[str, str, Sequence[Table]]]:
         tables.append((ABLATION, device, ablation_groups(PAIRS[0], SMALL_PAIR, device)))
         tables.append((REFERENCE_COST, device, [cost_group(pair) for pair in PAIRS]))
         tables.append((FLOOR, device, [floor_group(PAIRS[0], device)]))
+        if device == "cpu":
+            tables.append((MATRIX_COST, device, [matrix_sheet(SHARED_MATRIX, device)]))
+        learned = learning_sheet(LEARNING_PAIR, LEARNING_MODES[device])
+        tables.append((LEARNING, device, [learned]))
     return tables

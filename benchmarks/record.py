@@ -29,11 +29,14 @@ from benchmarks.cells import (
     quartiles,
 )
 from benchmarks.interleave import Rounds, Spread, cpu_ratios, ratios, spread
+from benchmarks.sheet import SHEET, sheet_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 RIVAL_PACKAGES = ("torchvision", "torchdistill", "pillow")
-FOLDER_OPTIONS = ("--data-root", "--output")
+PLACES = {"--data-root": "DIR", "--output": "DIR", "--work": "DIR", "--matrix": "FILE"}
+"""Options that name something on this machine, and what is recorded in its place."""
+
 LEGEND = "Ratio: median of the ratios within each round (quartiles)."
 
 
@@ -124,6 +127,7 @@ def document(
     groups: Sequence[Table],
     settings: Mapping[str, Any],
     excluded: Sequence[str],
+    reading: str = "",
 ) -> Document:
     """Everything about one run of a benchmark.
 
@@ -133,6 +137,7 @@ def document(
         groups: Its tables.
         settings: Batch size, workers, what the images were, and the like.
         excluded: What a user waits for that the times do not hold, in words.
+        reading: How sheets are read; of the other kinds of tables it is said without being given.
     """
     return {
         "benchmark": name,
@@ -140,6 +145,7 @@ def document(
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *_public(sys.argv[1:])]),
         "settings": dict(settings),
         "excluded": list(excluded),
+        "reading": reading,
         "environment": environment(device),
         "sample_fields": ["images", "wall_s", "cpu_s"],
         "groups": [group.document() for group in groups],
@@ -202,14 +208,12 @@ def footer(result: Document) -> str:
     versions = ", ".join(
         f"{name} {packages[name]}" for name in ("torch", *RIVAL_PACKAGES) if packages.get(name)
     )
-    legends = dict.fromkeys(LEGENDS[_kind(group)] for group in result["groups"])
-    rounds = ", ".join(str(group["rounds"]) for group in result["groups"])
+    excluded = [f"Not in the times: {'; '.join(result['excluded'])}.", ""]
     return "\n".join(
         [
-            f"{' '.join(legends)} Rounds: {rounds}. {_settings_text(settings)}",
+            f"{_reading(result)} {_settings_text(settings)}",
             "",
-            f"Not in the times: {'; '.join(result['excluded'])}.",
-            "",
+            *(excluded if result["excluded"] else []),
             f"{env['device']}; {machine['processor']}, {machine['cores']} cores, "
             f"{machine['memory_gib']} GiB; {env['threads']} threads; load at the end "
             f"{env['load_average'][0]}; Python {machine['python']}, {versions}; {env['date']}; "
@@ -222,9 +226,21 @@ TABLES: Mapping[str, Callable[[Document], str]] = {
     "ratio": ratio_table,
     "cost": cost_group.cost_table,
     "floor": floor_group.floor_table,
+    SHEET: sheet_table,
 }
 LEGENDS = {"ratio": LEGEND, "cost": cost_group.LEGEND, "floor": floor_group.LEGEND}
 """What the numbers of a kind of table are, for the footer."""
+
+
+def _reading(result: Document) -> str:
+    """How the numbers of a result are read."""
+    kinds = [_kind(group) for group in result["groups"]]
+    if SHEET in kinds:
+        said: str = result["reading"]
+        return said
+    legends = dict.fromkeys(LEGENDS[kind] for kind in kinds)
+    rounds = ", ".join(str(group["rounds"]) for group in result["groups"])
+    return f"{' '.join(legends)} Rounds: {rounds}."
 
 
 def _kind(group: Document) -> str:
@@ -260,14 +276,14 @@ def _settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def _public(words: Sequence[str]) -> list[str]:
-    """A command line without this machine's folders."""
+    """A command line without this machine's folders and files."""
     shown, previous = [], ""
     for word in words:
         option, equals, _ = word.partition("=")
-        if previous in FOLDER_OPTIONS:
-            word = "DIR"
-        elif option in FOLDER_OPTIONS and equals:
-            word = f"{option}=DIR"
+        if previous in PLACES:
+            word = PLACES[previous]
+        elif option in PLACES and equals:
+            word = f"{option}={PLACES[option]}"
         shown.append(word)
         previous = option if not equals else ""
     return shown

@@ -41,6 +41,8 @@ BENCHMARKS = (
     Entry("floor", 1.5, {"cpu": 20.0, "cuda": 70.0}),
     Entry("reference_cost", 2.0, {"cpu": 20.0, "cuda": 40.0}, {"cuda": THREE_PAIRS}),
     Entry("data_path", 1.0, {"cpu": 15.0, "cuda": 15.0}),
+    Entry("matrix_cost", 0.0, {}),  # a quarter of an hour, by itself
+    Entry("learning", 0.0, {}),  # an hour or more, by itself
 )
 """In the order in which they run. What is slow to set up on a GPU is so because it compiles."""
 

@@ -11,7 +11,6 @@ from smskd.methods.kd import KD
 from smskd.settings import Optimizer, Reference, Training
 from smskd.stages import Stage, prepare
 from smskd.taps import Network
-from smskd.train import train
 
 pytestmark = pytest.mark.slow  # compiling takes half a minute
 TEACHER = trained_teacher()
@@ -33,11 +32,10 @@ def test_compiled_training_equals_eager(method):
 
     graphs = []
     for seed in (0, 1):
-        eager, compiled = (run_of(seed, method, tiny_net(9)) for _ in range(2))
-        compile_networks(compiled)
         data = ResidentBatches(*tiny_data(148), batch_size=64, seed=seed)
-        for run in (eager, compiled):
-            train(run, data, lambda run: None)
+        eager, compiled = (
+            trained(seed, method, data, prepare) for prepare in (no, compile_networks)
+        )
         ours, theirs = compiled.student.model.state_dict(), eager.student.model.state_dict()
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
