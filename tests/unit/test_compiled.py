@@ -1,5 +1,7 @@
 """Compiled networks: the same training but for rounding, and one compilation for all seeds."""
 
+from contextlib import closing
+
 import pytest
 import torch
 from tiny import TAPS, tiny_data, tiny_net, trained_teacher
@@ -22,6 +24,18 @@ def run_of(seed, method, previous):
         Network(tiny_net(seed), TAPS), [Network(TEACHER, TAPS)], Stage(method, 2, Reference()),
         training, tiny_data(1)[0], previous=previous, number=2, seed=seed,
     )  # fmt: skip
+
+
+def no(run):
+    pass
+
+
+def trained(seed, method, data, prepare):
+    run = run_of(seed, method, tiny_net(9))
+    prepare(run)
+    with closing(run):  # hooks that stay would be compiled anew
+        train(run, data, lambda run: None)
+    return run
 
 
 @pytest.mark.parametrize(
