@@ -13,6 +13,7 @@ from smskd.methods.kd import KD
 from smskd.settings import Optimizer, Reference, Training
 from smskd.stages import Stage, prepare
 from smskd.taps import Network
+from smskd.train import train
 
 pytestmark = pytest.mark.slow  # compiling takes half a minute
 TEACHER = trained_teacher()
