@@ -18,7 +18,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from smskd.atomic import write_json
 from smskd.data import Batch, ResidentBatches
 from smskd.entry_file import EntryFile
 from smskd.errors import DataError, TableError
+from smskd.frozen import Frozen, Live
 from smskd.modes import eval_mode
 from smskd.precision import autocast
 from smskd.settings import Precision
@@ -256,6 +257,37 @@ class OutputTable:
         with (self.folder / "lock").open("a") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def looked_up(
+    teachers: Sequence[Frozen], root: Path, data: ResidentBatches, epochs: range,
+    precision: Precision,
+) -> list[Frozen]:  # fmt: skip
+    """Filled tables in place of those live networks of which no feature maps are read.
+
+    Args:
+        teachers: Of one stage.
+        root: Folder of all tables.
+        data: What the stage trains on.
+        epochs: That it trains, counted through all stages.
+        precision: Under which it trains.
+
+    Raises:
+        TableError: a table cannot be made.
+    """
+    found: list[Frozen] = []
+    for teacher in teachers:
+        if isinstance(teacher, Live) and not teacher.network.roles - {POOLED}:
+            settings = TableSettings(precision=precision, pooled=POOLED in teacher.network.roles)
+            table = OutputTable(
+                root, Network(teacher.network.model, teacher.network.taps), data, settings
+            )
+            table.fill(drawn(data, epochs))
+            teacher.close()
+            found.append(table)
+        else:
+            found.append(teacher)
+    return found
 
 
 def drawn(data: ResidentBatches, epochs: range) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from smskd.fused import fused
 from smskd.meter import Row
 from smskd.methods.base import Method, Needs, PairShapes
 from smskd.methods.objective import Objective, Part
+from smskd.output_table import looked_up
 from smskd.precision import check_precision
 from smskd.reference import Anchor, anchor_roles
 from smskd.seeding import derive, seeded
@@ -255,6 +257,7 @@ def distill(
     batch_size: int = 64,
     precision: Precision = "fp32",
     seed: int = 0,
+    tables: Path | None = None,
     on_epoch: Callable[[StageRun], None] | None = None,
 ) -> list[StageReport]:
     """Train ``student`` in place through ``stages`` and report on each.
@@ -273,13 +276,16 @@ def distill(
         dev: Evaluated each epoch; needed by ``carry="best_on_dev"``.
         optimizer: SGD settings; the learning rate is the base that schedules scale.
         batch_size: Used when ``data`` are tensors.
-        precision: "bf16" runs the networks under autocast.
+        precision: Arithmetic of the networks (:mod:`smskd.precision`).
         seed: Decides order and views (if ``data`` are tensors) and the adapters' initial weights.
+        tables: Folder in which the teacher's outputs are kept and looked up
+            (:mod:`smskd.output_table`); None runs the teacher in every step.
         on_epoch: Called after each epoch.
 
     Raises:
         ConfigError: the stages ask for something that was not given.
         DivergedError: a loss term is no longer finite.
+        TableError: a table cannot be made.
     """
     device = next(student.parameters()).device
     batches = _as_batches(data, device, batch_size, seed)
@@ -303,12 +309,25 @@ def distill(
         )  # fmt: skip
         best = BestOnDev(dev_set) if dev_set is not None else None
         with closing(run):
+            if tables is not None:
+                _look_up_teachers(run, batches, tables)
             train(run, batches, _observers(best, on_epoch))
         if best and stage.carry == "best_on_dev":
             best.restore(run)
         reports.append(finish(run, test_set, previous)[1])
         first_epoch += stage.epochs
     return reports
+
+
+def _look_up_teachers(run: StageRun, batches: Batches, tables: Path) -> None:
+    if not isinstance(batches, ResidentBatches):
+        raise ConfigError(
+            "tables need training data that know which view of an image they show",
+            "pass ResidentBatches, or leave tables out",
+        )
+    first, last = run.first_epoch + 1, run.first_epoch + run.training.epochs
+    epochs, precision = range(first, last + 1), run.training.precision
+    run.teachers = looked_up(run.teachers, tables, batches, epochs, precision)
 
 
 def _check_stages(

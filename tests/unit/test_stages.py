@@ -489,3 +489,23 @@ def test_methods_are_not_sequences():
     assert not any(hasattr(cls, "__len__") for cls in METHODS.values())
     assert [p.method for p in Stage(KD(), 1).parts] == [KD()]
     assert all(isinstance(p.method, Method) for p in Stage([KD(), HINT], 1).parts)
+
+
+def test_a_teacher_is_looked_up_where_a_folder_for_tables_is_given(tmp_path):
+    def train_student(tables):
+        student = tiny_net()
+        data = ResidentBatches(*tiny_data(), batch_size=20)
+        stages = [Stage(KD(), 2), Stage(HINT, 1), Stage(KD(), 1)]
+        distill(
+            student, trained_teacher(), stages, data,
+            student_taps=TAPS, teacher_taps=TAPS, tables=tables,
+        )  # fmt: skip
+        return snapshot(student)
+
+    live, looked_up = train_student(None), train_student(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    for name, value in live.items():
+        torch.testing.assert_close(looked_up[name], value, rtol=1e-2, atol=1e-3)
+    loader = [tiny_data(20)]
+    with pytest.raises(ConfigError, match="which view"):
+        distill(tiny_net(), trained_teacher(), [Stage(KD(), 1)], loader, tables=tmp_path)
