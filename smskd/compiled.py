@@ -35,18 +35,23 @@ def compile_networks(run: StageRun) -> None:
         traced.close()
         network.network = TappedModel(network.origin, traced.taps, traced.roles)
     for tapped in (run.student, *(network.network for network in live)):
-        tapped.compiled = _Full(run.training.batch_size)
+        tapped.compiled = _Full(run.training.batch_size, begins_step=tapped is run.student)
 
 
 class _Full:
     """Runs a network compiled on full batches; None for others."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, begins_step: bool) -> None:
         self.batch_size = batch_size
+        self.begins_step = begins_step
 
     def __call__(self, network: TappedModel, images: Tensor) -> Outputs | None:
         if len(images) != self.batch_size:
             return None
+        if (
+            self.begins_step and images.is_cuda
+        ):  # what the graphs of the last step gave is done with
+            torch.compiler.cudagraph_mark_step_begin()
         return _compiled(images.device.type)(network, images)
 
 
