@@ -50,7 +50,7 @@ class _Full:
             return None
         if (
             self.begins_step and images.is_cuda
-        ):  # what the graphs of the last step gave is done with
+        ):  # outputs of the last are done with
             torch.compiler.cudagraph_mark_step_begin()
         return _compiled(images.device.type)(network, images)
 
