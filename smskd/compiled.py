@@ -48,9 +48,7 @@ class _Full:
     def __call__(self, network: TappedModel, images: Tensor) -> Outputs | None:
         if len(images) != self.batch_size:
             return None
-        if (
-            self.begins_step and images.is_cuda
-        ):  # outputs of the last are done with
+        if self.begins_step and images.is_cuda:  # outputs of the last are done with
             torch.compiler.cudagraph_mark_step_begin()
         return _compiled(images.device.type)(network, images)
 

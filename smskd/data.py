@@ -8,6 +8,7 @@ Shapes: N samples, B batch, C channels, H and W height and width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import lru_cache
@@ -122,6 +123,12 @@ class ResidentBatches:
         self.normalise = normalise
         self.augment = augment or Augmentation()
         self._windows = _crop_windows(images, self.augment)
+
+    def of_seed(self, seed: int, batch_size: int) -> ResidentBatches:
+        """The same images, shared, in another order and other views."""
+        other = copy.copy(self)
+        other.seed, other.batch_size = seed, batch_size
+        return other
 
     @property
     def num_samples(self) -> int:

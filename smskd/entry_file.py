@@ -112,7 +112,8 @@ def _reserve(path: Path, size: int) -> None:
     try:
         if os.fstat(handle).st_size != size:
             os.ftruncate(handle, size)
-        os.posix_fallocate(handle, 0, size)
+        if hasattr(os, "posix_fallocate"):  # not everywhere
+            os.posix_fallocate(handle, 0, size)
     except OSError:
         path.unlink(missing_ok=True)
         raise

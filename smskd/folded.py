@@ -30,13 +30,19 @@ class Folded:
 
     Args:
         runs: At least two, at the same epoch.
+        image: One network-ready image ``(1, C, H, W)``, to check that the students can be folded;
+            without one that is taken for granted.
 
     Raises:
-        IncompatibleError: :func:`why_not_together` gives a reason.
+        IncompatibleError: they cannot be trained as one.
     """
 
-    def __init__(self, runs: Sequence[StageRun]) -> None:
-        if (reason := why_not_together(runs)) is not None:
+    def __init__(self, runs: Sequence[StageRun], image: Tensor | None = None) -> None:
+        reason = why_not_together(runs)
+        if reason is None and image is not None:
+            student = runs[0].student
+            reason = why_not_foldable(Network(student.model, student.taps), len(runs), image)
+        if reason is not None:
             raise IncompatibleError(f"these stage runs cannot be folded: {reason}")
         self.runs = tuple(runs)
         first = runs[0].student

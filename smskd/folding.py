@@ -22,7 +22,7 @@ from smskd.errors import IncompatibleError
 from smskd.taps import MAPS, POOLED, PREACT, Network, Outputs, TappedModel
 
 COUNTER = "num_batches_tracked"
-"""The one statistic that is a scalar; networks that are folded agree in it."""
+"""The one statistic that is a scalar: the folded network has the first network's."""
 
 
 class BlockLinear(nn.Module):
@@ -120,8 +120,13 @@ def unfold(folded: nn.Module, models: Sequence[nn.Module]) -> None:
     """Copy the folded network's parameters and statistics back into ``models``."""
     states = [model.state_dict() for model in models]
     for name, value in folded.state_dict().items():
+        # A counter began as the first network's; the others count on from their own.
+        steps = value - states[0][name] if name.endswith(COUNTER) else None
         for i, state in enumerate(states):
-            state[name].copy_(part_of(value, i, len(models)))
+            if steps is None:
+                state[name].copy_(part_of(value, i, len(models)))
+            else:
+                state[name].add_(steps)
 
 
 def part_of(value: Tensor, i: int, count: int) -> Tensor:
@@ -136,7 +141,7 @@ def _fold_layer(layers: Sequence[nn.Module]) -> nn.Module:
     first = layers[0]
     if type(first) is nn.Conv2d:
         return _fold_conv(layers)  # type: ignore[arg-type]
-    if type(first) in (nn.BatchNorm2d, nn.BatchNorm1d):
+    if type(first) in (nn.BatchNorm2d, nn.BatchNorm1d) and first.momentum is not None:
         return _fold_norm(layers)  # type: ignore[arg-type]
     if type(first) is nn.Linear:
         return BlockLinear(layers)  # type: ignore[arg-type]

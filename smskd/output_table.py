@@ -35,7 +35,7 @@ from smskd.entry_file import EntryFile
 from smskd.errors import DataError, TableError
 from smskd.frozen import Frozen, Live
 from smskd.modes import eval_mode
-from smskd.precision import autocast
+from smskd.precision import autocast, tensor_cores
 from smskd.settings import Precision
 from smskd.taps import POOLED, Network, Outputs, TappedModel, probe
 
@@ -48,7 +48,10 @@ CHUNK = {"cpu": 64, "cuda": 1000}
 SAVE_EVERY_S = 10.0
 """A kill while filling loses at most this much work."""
 
-FORMAT = 1
+FORMAT = 2
+
+GPU_SHARE = 0.4
+"""Of the free memory of a GPU, what a column may take; a larger one is read from the host."""
 
 Progress = Callable[[int, int], None]
 """Called with entries done and entries to do."""
@@ -79,6 +82,7 @@ class OutputTable:
         network: Frozen here.
         data: The training set; its seed and batch size do not matter.
         settings: What is kept.
+        waiting: Called when another process fills it and this one has to wait.
         why_no_room: Asked for a table that is not there yet, with its bytes; a reason refuses it.
 
     Raises:
@@ -92,7 +96,9 @@ class OutputTable:
         data: ResidentBatches,
         settings: TableSettings | None = None,
         why_no_room: Callable[[int], str | None] = lambda num_bytes: None,
+        waiting: Callable[[], None] = lambda: None,
     ) -> None:
+        self.waiting = waiting
         self.settings = settings or TableSettings()
         self.data = data
         self.network = network
@@ -101,6 +107,7 @@ class OutputTable:
         self.folder = root / self.key[:32]
         self._shapes = self._column_shapes()
         self._on_device: dict[str, Tensor] = {}
+        self._too_large: set[str] = set()
         if not self.folder.exists() and (reason := why_no_room(self.num_bytes)) is not None:
             raise TableError(f"a table does not fit: {reason}", "free some space, or run it live")
         with _refusing(self.folder, self.num_bytes):
@@ -155,29 +162,49 @@ class OutputTable:
         return len(index)
 
     def __call__(self, batch: Batch) -> Outputs:
-        """Look a batch up; float32.
+        """Look up all that is kept of a batch; float32.
 
         Raises:
             DataError: the batch does not say its views, or was not filled.
         """
+        return self.read(batch, self.settings.pooled)
+
+    def read(self, batch: Batch, pooled: bool) -> Outputs:
+        """Look up logits, and pooled features if they are asked for; errors as for a call."""
         if batch.view is None:
             raise DataError("a table needs batches that know their views", "use ResidentBatches")
-        read = {role: self._look_up(role, batch.index, batch.view) for role in self._shapes}
-        return Outputs(read[LOGITS], pooled=read.get(POOLED))
+        logits = self._look_up(LOGITS, batch.index, batch.view)
+        feature = self._look_up(POOLED, batch.index, batch.view) if pooled else None
+        return Outputs(logits, pooled=feature)
+
+    def reader(self, pooled: bool) -> Reader:
+        """The table as one stage reads it: only the columns that it asks for."""
+        return Reader(self, pooled)
 
     def close(self) -> None:
         """Nothing to let go of: the pages belong to the system."""
 
     def _look_up(self, role: str, index: Tensor, view: Tensor) -> Tensor:
-        if index.device.type == "cpu":
-            file = self._files[role]
-            rows, columns = index.numpy(), view.numpy()
-            if not file.filled[rows, columns].all():
-                raise DataError("the table lacks views of this batch", "fill() it for its epochs")
-            return torch.from_numpy(file.entries[rows, columns]).float()
+        if index.device.type == "cpu" or not self._fits(role, index.device):
+            return self._look_up_here(role, index.cpu(), view.cpu()).to(index.device)
         if role not in self._on_device:
             self._on_device[role] = self._upload(role, index.device)
         return self._on_device[role][index, view].float()
+
+    def _look_up_here(self, role: str, index: Tensor, view: Tensor) -> Tensor:
+        file = self._files[role]
+        rows, columns = index.numpy(), view.numpy()
+        if not file.filled[rows, columns].all():
+            raise DataError("the table lacks views of this batch", "fill() it for its epochs")
+        return torch.from_numpy(file.entries[rows, columns]).float()
+
+    def _fits(self, role: str, device: torch.device) -> bool:
+        """Whether a column may lie on the GPU; decided when it is first read there."""
+        if role not in self._on_device and role not in self._too_large:
+            free, _ = torch.cuda.mem_get_info(device)
+            if self._files[role].num_bytes > GPU_SHARE * free:
+                self._too_large.add(role)
+        return role not in self._too_large
 
     def _upload(self, role: str, device: torch.device) -> Tensor:
         # Not filled becomes NaN, which ends an epoch loudly, without a check in every step.
@@ -191,7 +218,11 @@ class OutputTable:
         size = CHUNK[self.data.labels.device.type]
         saved = time.perf_counter()
         model = self.network.model
-        with eval_mode(model), TappedModel(model, self.network.taps, roles) as tapped:
+        with (
+            eval_mode(model),
+            tensor_cores(self.settings.precision),
+            TappedModel(model, self.network.taps, roles) as tapped,
+        ):
             for start in range(0, len(index), size):
                 self._compute(tapped, index[start : start + size], view[start : start + size])
                 progress(min(start + size, len(index)), len(index))
@@ -206,8 +237,8 @@ class OutputTable:
     ) -> None:
         device = self.data.labels.device
         images = self.data.cut(*(torch.from_numpy(x).to(device) for x in (index, view)))
-        if device.type != "cpu":  # one shape, so that a sample's bits do not depend on its company
-            images = _padded(images, CHUNK[device.type])
+        # One shape, so that a sample's bits do not depend on its company.
+        images = _padded(images, CHUNK[device.type])
         with autocast(self.settings.precision, device):
             said = tapped(images)
         outputs = {LOGITS: said.logits, POOLED: said.pooled}
@@ -255,8 +286,32 @@ class OutputTable:
     def _locked(self) -> Iterator[None]:
         """Hold the table; the lock is the kernel's and ends with the process."""
         with (self.folder / "lock").open("a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.waiting()
+                fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A table as a :class:`~smskd.frozen.Frozen` of one stage."""
+
+    table: OutputTable
+    pooled: bool
+
+    @property
+    def source(self) -> str:
+        """For the record of a result."""
+        return self.table.source
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """Look a batch up."""
+        return self.table.read(batch, self.pooled)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 def looked_up(
@@ -284,7 +339,7 @@ def looked_up(
             )
             table.fill(drawn(data, epochs))
             teacher.close()
-            found.append(table)
+            found.append(table.reader(settings.pooled))
         else:
             found.append(teacher)
     return found
@@ -317,6 +372,7 @@ def table_key(network: Network, data: ResidentBatches, settings: TableSettings) 
         "storage": settings.storage,
         "device": _device_name(device),
         "torch": torch.__version__,
+        "says": _says(network, data),
     }
     sha = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, value in _state(network.model).items():
@@ -326,6 +382,17 @@ def table_key(network: Network, data: ResidentBatches, settings: TableSettings) 
     sha.update(f"{images.dtype} {tuple(images.shape)}".encode())
     sha.update(images.contiguous().cpu().numpy().tobytes())
     return sha.hexdigest()
+
+
+@torch.no_grad()
+def _says(network: Network, data: ResidentBatches) -> list[str]:
+    """Logits for a few images, roughly: what neither weights nor layers show of a forward pass."""
+    count = min(4, data.num_samples)
+    first = torch.arange(count, device=data.labels.device)
+    with eval_mode(network.model), tensor_cores("fp32"):
+        logits = network.model(data.cut(first, torch.zeros_like(first))).float()
+    scale = float(logits.abs().max()) or 1.0
+    return [f"{scale:.1e}", *(f"{z:.0f}" for z in (100.0 * logits / scale).flatten().tolist())]
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

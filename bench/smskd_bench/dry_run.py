@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -28,7 +29,8 @@ from smskd_bench.report.tables import human
 from smskd_bench.running import RunRequest, choose_device
 from smskd_bench.speed import Workload
 from smskd_bench.store import Store
-from smskd_bench.tables import plan_tables, room_for, size_text
+from smskd_bench.table_shelf import why_no_room
+from smskd_bench.tables import room_for, size_text
 
 UNITS = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"))
 
@@ -44,18 +46,19 @@ def dry_run(request: RunRequest, console: Console, notes: Console) -> None:
     plan, paths = make_plan(load_matrix(request.matrix), request.only), request.paths
     store = Store.peek(request.store)
     done = {key for key in plan.nodes if store.is_done(key)}
-    machine = Machine(choose_device(request.device), torch.get_num_threads(), request.threads)
-    predictor = Predictor(plan, machine)
-    planned = plan_tables(plan) if paths.teacher_table != "off" else {}
-    tables = {k: t for k, t in planned.items() if t.pays and not room_for(t.num_bytes, store.root)}
+    device = choose_device(request.device)
     left = [key for key in plan.nodes if key not in done]
-    spread = choose_workers(paths.workers, plan, left, machine.device, request.threads)
-    threads = request.threads or spread.threads
+    spread = choose_workers(paths.workers, plan, left, device, request.threads)
+    spread = replace(spread, threads=request.threads or spread.threads)
+    machine = Machine(device, spread.threads or torch.get_num_threads(), request.threads)
+    predictor, planned = Predictor(plan, machine), paths.possible_tables(plan, request.only)
+    paying = {place: table for place, table in planned.items() if table.pays}
+    tables = {p: t for p, t in paying.items() if not why_no_room(t.num_bytes, store.root)}
     with _measuring(notes) as progress:
-        folds = choose_folds(paths.fold_seeds, plan, machine.device, store, threads, progress)
+        folds = choose_folds(paths.fold_seeds, plan, device, store, spread, progress)
         parallel = Parallel(folded_with(folds), spread.workers)
         work = _workloads(predictor, tables, parallel)
-        speeds = calibrate(work, machine.device, store, progress)
+        speeds = calibrate(work, device, store, progress)
     seconds = left_s(predictor, tables, done, speeds, parallel)
     lines = [
         *_sizes(plan, done, request),

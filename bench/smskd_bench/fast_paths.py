@@ -29,12 +29,14 @@ class FastPaths:
         fold_seeds: Seeds of a cell as one network ("auto": where that was measured to be faster).
         compile: Networks compiled.
         workers: Stage runs at once.
+        exact: No shortcut at all.
     """
 
     teacher_table: TableChoice = "auto"
     fold_seeds: FoldChoice = "auto"
     compile: bool = False
     workers: Wanted = "auto"
+    exact: bool = False
 
     @classmethod
     def choose(cls, exact: bool, **wanted: Any) -> FastPaths:
@@ -46,7 +48,7 @@ class FastPaths:
         paths = cls(**wanted)
         if not exact:
             return paths
-        default, none = cls(), cls("off", "off", False, 1)
+        default, none = cls(), cls("off", "off", False, 1, exact=True)
         given = [name for name in wanted if getattr(paths, name) != getattr(default, name)]
         against = [n for n in given if getattr(paths, n) != getattr(none, n)]
         if against:
@@ -56,8 +58,11 @@ class FastPaths:
 
     def tables(self, plan: Plan, only: str | None) -> dict[TableKey, TablePlan]:
         """The tables that are worth making, decided for the whole matrix even if a part is run."""
+        return {place: t for place, t in self.possible_tables(plan, only).items() if t.pays}
+
+    def possible_tables(self, plan: Plan, only: str | None) -> dict[TableKey, TablePlan]:
+        """All tables that could be made, worth it or not."""
         if self.teacher_table == "off":
             return {}
         whole = make_plan(plan.loaded) if only else plan
-        planned = plan_tables(whole, "fp32" if self.teacher_table == "fp32" else "fp16")
-        return {place: table for place, table in planned.items() if table.pays}
+        return plan_tables(whole, "fp32" if self.teacher_table == "fp32" else "fp16")

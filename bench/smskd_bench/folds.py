@@ -19,9 +19,10 @@ from smskd.models import build_model, taps_of
 from smskd.seeding import seeded
 from smskd.taps import Network
 from smskd_bench.calibration import Progress, calibrate
+from smskd_bench.parallel import Parallelism, width
 from smskd_bench.plan import Plan
 from smskd_bench.spec import StageSpec, key_of
-from smskd_bench.speed import Workload
+from smskd_bench.speed import Workload, as_measured
 from smskd_bench.store import Store
 from smskd_bench.threads import step_threads
 
@@ -51,7 +52,7 @@ def choose_folds(
     plan: Plan,
     device: str,
     store: Store,
-    threads: int | None = None,
+    spread: Parallelism | None = None,
     progress: Progress = lambda done, total, what: None,
     wanted: Callable[[str], bool] = lambda key: True,
 ) -> list[tuple[str, ...]]:
@@ -61,8 +62,8 @@ def choose_folds(
         choice: "auto" measures whether it is faster.
         plan: What is to be run.
         device: torch device string.
-        store: Keeps measurements.
-        threads: CPU threads that a worker was given; None lets it choose.
+        store: Keeps measurements, and says how stage runs were begun, which go on like that.
+        spread: Workers and their threads: fewer jobs than workers would leave some idle.
         progress: Told before each measurement.
         wanted: Whether a stage run is still to be run; others need no measurement.
     """
@@ -70,14 +71,38 @@ def choose_folds(
     groups = [g for g in groups if sum(map(wanted, g)) > 1 and _can_fold(plan.nodes[g[0]])]
     if choice == "on" or not groups:
         return groups
-    pairs = [(group, *_workloads(group, plan, threads)) for group in groups]
-    speeds = calibrate([w for _, *both in pairs for w in both], device, store, progress)
+    begun = {group: as_begun for group in groups if (as_begun := _as_begun(group, store))}
+    spread = spread or Parallelism(1)
+    fresh = [(g, *_workloads(g, plan, spread.threads)) for g in groups if g not in begun]
+    speeds = calibrate([w for _, *both in fresh for w in both], device, store, progress)
+    needed = WORTH_IT * _crowding(groups, plan, spread.workers, wanted)
 
     def pays(alone: Workload, folded: Workload) -> bool:
-        one, many = speeds.ms_per_image(alone), speeds.ms_per_image(folded)
-        return one is not None and many is not None and one > WORTH_IT * many
+        one, many = (speeds.measured.get(as_measured(w, device)) for w in (alone, folded))
+        return one is not None and many is not None and one > needed * many
 
-    return [group for group, alone, folded in pairs if pays(alone, folded)]
+    chosen = {group for group, alone, folded in fresh if pays(alone, folded)}
+    chosen |= {group for group, how in begun.items() if how == "folded"}
+    return [group for group in groups if group in chosen]
+
+
+def _as_begun(group: tuple[str, ...], store: Store) -> Literal["folded", "apart"] | None:
+    """How a group was begun; None if none of it was."""
+    states = [store.checkpoint(key) for key in group if not store.is_done(key)]
+    sizes = {state["sessions"][-1].get("folded", 1) for state in states if state}
+    if not sizes:
+        return None
+    return "folded" if sizes == {len(group)} else "apart"
+
+
+def _crowding(
+    groups: list[tuple[str, ...]], plan: Plan, workers: int, wanted: Callable[[str], bool]
+) -> float:
+    """How many times more workers have something to do without folding than with it."""
+    left = [key for key in plan.nodes if wanted(key)]
+    followers = {key for group in groups for key in group[1:]}
+    jobs = [key for key in left if key not in followers]
+    return min(workers, width(plan, left)) / max(1, min(workers, width(plan, jobs)))
 
 
 def _workloads(

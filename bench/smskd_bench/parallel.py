@@ -119,10 +119,16 @@ def memory_bytes() -> float:
 
 
 def _room(plan: Plan) -> int:
-    """Workers that fit into memory; a data set is there twice while it is split."""
+    """Workers that fit into memory, with their data.
+
+    The images are there twice while they are split; those for training are also there padded, and
+    mirrored if they are flipped.
+    """
     info = dataset_info(plan.matrix.dataset.name)
     images = info.num_train + info.num_test
-    each = WORKER_BYTES + 2 * images * info.channels * info.size**2
+    padded = (info.size + 2 * info.pad) ** 2 * (2 if info.flip else 1)
+    data = info.channels * (2 * images * info.size**2 + info.num_train * padded)
+    each = WORKER_BYTES + data
     return int(min(MEMORY_SHARE * memory_bytes() / each, 2**16))
 
 

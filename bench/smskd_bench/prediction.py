@@ -98,11 +98,12 @@ class Predictor:
             folds: Stage runs that are trained as one network, by key.
         """
         tables, folds, total, used = tables or {}, folds or {}, Bill(), set()
+        read = _places_by_reader(tables)
         for key, times in Counter(iter(keys)).items():
             one = self.stage(self.plan.nodes[key], tables, len(folds.get(key, (key,))))
             for _ in range(times):
                 total.add(one)
-            used |= {place for place, table in tables.items() if key in table.users}
+            used |= read.get(key, set())
         for place in used:
             total.add(self.filling(tables[place], done))
         return total
@@ -158,6 +159,15 @@ class Predictor:
         macs = network_cost(spec.model, spec.dataset.name).macs
         threads = self.machine.threads or threads_for(macs * size, self.machine.available)
         return Workload(spec.model, spec.dataset.name, size, precision, threads, "forward")
+
+
+def _places_by_reader(tables: Tables) -> dict[str, set[TableKey]]:
+    """For each stage run, the tables that it reads."""
+    read: dict[str, set[TableKey]] = {}
+    for place, table in tables.items():
+        for key in table.users:
+            read.setdefault(key, set()).add(place)
+    return read
 
 
 def _step(spec: StageSpec, model: str, role: Role, threads: int) -> Workload:

@@ -31,7 +31,7 @@ from smskd_bench.speed import Workload
 from smskd_bench.store import Store
 from smskd_bench.table_shelf import TableChoice
 from smskd_bench.tracking import Tracker, TrackerKind, make_tracker
-from smskd_bench.worker import RunOptions, Worker
+from smskd_bench.worker import RunOptions, Worker, takes_shortcuts
 from smskd_bench.worker_trial import measured_workers
 
 TRACKING_PATIENCE_S = 20.0
@@ -84,7 +84,7 @@ def run(request: RunRequest, console: Console) -> int:
     if left:
         summary = _train(request, plan, store, left, console)
     print_table(leaderboard_rows(plan, store), console)
-    for line in _closing(plan, summary, request):
+    for line in _closing(plan, store, summary, request):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 4 if summary.failed else 0
 
@@ -129,9 +129,9 @@ def _folds(
             text = f"measuring whether folded seeds are faster: {total} short trials ..."
             console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    wanted, threads = set(left), request.threads or spread.threads
-    choice = request.paths.fold_seeds
-    return choose_folds(choice, plan, device, store, threads, say, wanted.__contains__)
+    wanted, choice = set(left), request.paths.fold_seeds
+    spread = replace(spread, threads=request.threads or spread.threads)
+    return choose_folds(choice, plan, device, store, spread, say, wanted.__contains__)
 
 
 def _measured_workers(plan: Plan, left: list[str], device: str) -> int:
@@ -161,12 +161,26 @@ def _close(tracker: Tracker, console: Console) -> None:
         console.print(f"tracking: {message}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _closing(plan: Plan, summary: Summary, request: RunRequest) -> list[str]:
+def _not_exact(plan: Plan, store: Store) -> list[str]:
+    """What --exact found in the store and did not make."""
+    results = (store.result(key) or {} for key in plan.nodes)
+    count = sum(takes_shortcuts(result.get("fast_paths", {})) for result in results)
+    if not count:
+        return []
+    return [
+        f"  {count} of these results were made before, with shortcuts",
+        "  -> for results without any, use --exact with another --store",
+    ]
+
+
+def _closing(plan: Plan, store: Store, summary: Summary, request: RunRequest) -> list[str]:
     lines = [
         f"{len(summary.trained)} stage runs trained, {len(summary.cached)} already there, "
         f"{len(summary.failed)} failed; store: {request.store}"
     ]
     lines += [f"  {plan.nodes[key].label}: {why}" for key, why in summary.failed.items()]
+    if request.paths.exact:
+        lines += _not_exact(plan, store)
     if summary.failed:
         lines.append(
             "  -> the rest is complete; mend the cause, or add --retry-failed to try again"
@@ -187,6 +201,7 @@ def run_options(request: RunRequest, plan: Plan, device: str) -> RunOptions:
         teacher_table=request.paths.teacher_table,
         tables=request.paths.tables(plan, request.only),
         compile=request.paths.compile,
+        exact=request.paths.exact,
     )
 
 

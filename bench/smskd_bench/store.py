@@ -25,6 +25,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -243,6 +244,18 @@ class Store:
                 return state
         return None
 
+    def go_back(self, key: str, epoch: int) -> None:
+        """Make the state after ``epoch`` the newest, if it is the one before the newest.
+
+        Otherwise the next save would keep the newer state as the one before, and a second kill at
+        the same place would find no state to go back to.
+        """
+        path = self.folder(key) / CHECKPOINT
+        newest = _read_checkpoint(path)
+        if newest is None or newest["epoch"] != epoch:
+            with _writing(self.root):
+                _link(path.with_name(PREVIOUS), path)
+
     def stage_keys(self) -> Iterator[str]:
         """Keys of all stage runs that were ever begun."""
         # A folder that was only locked so far has no specification.
@@ -310,7 +323,10 @@ def _link(path: Path, other: Path) -> None:
     """Give a file a second name, in place of what had it."""
     temporary = other.with_name(f".{other.name}.tmp")
     temporary.unlink(missing_ok=True)
-    temporary.hardlink_to(path)
+    try:
+        temporary.hardlink_to(path)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(path, temporary)
     temporary.replace(other)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,13 +16,19 @@ from smskd.frozen import Frozen, Live
 from smskd.output_table import OutputTable, Storage, TableSettings, drawn
 from smskd.taps import POOLED, Network
 from smskd.train import StageRun
+from smskd_bench.parallel import memory_bytes
 from smskd_bench.spec import StageSpec
-from smskd_bench.tables import TableKey, TablePlan, room_for
+from smskd_bench.tables import TableKey, TablePlan, room_for, size_text
 
 TableChoice = Literal["auto", "off", "fp16", "fp32"]
 
 OPEN_AT_ONCE = 4
 TELL_EVERY_S = 0.5
+WHOSE = "network"
+"""File that names the stage run whose network a table is of."""
+
+MEMORY_SHARE = 0.5
+"""Of the machine's memory, what a table may take: a larger one would be read from the disk."""
 
 
 @dataclass
@@ -87,20 +94,29 @@ class TableShelf:
             return frozen
         first, last = spec.first_epoch + epochs_done + 1, spec.first_epoch + spec.training.epochs
         try:
-            table = self._table(network, storage, frozen, data)
+            table = self._table(spec, network, storage, frozen, data)
             table.fill(drawn(data, range(first, last + 1)), self._progress(spec))
         except TableError as error:
             self.note(spec, f"{error.message}; the network is run live instead")
             return frozen
+        pooled = POOLED in frozen.network.roles
         frozen.close()
-        return table
+        return table.reader(pooled)
 
-    def retire(self, spec: StageSpec, is_done: Callable[[str], bool]) -> None:
-        """Delete tables that were read as references only and whose last user is now done."""
-        for place in list(self._open):
-            plan = self.planned.get(place[0])
-            if plan and plan.passing and spec.key in plan.users and all(map(is_done, plan.users)):
-                shutil.rmtree(self._open.pop(place).folder, ignore_errors=True)
+    def retire(self, is_over: Callable[[str], bool]) -> None:
+        """Delete tables that were read as references only, once all their readers are over."""
+        passing = {
+            plan.network for plan in self.planned.values()
+            if plan.passing and all(map(is_over, plan.users))
+        }  # fmt: skip
+        for place in [place for place in self._open if place[0][0] in passing]:
+            self._open.pop(place)
+        for path in self.root.glob(f"*/{WHOSE}"):
+            if path.read_text(encoding="utf-8") in passing:
+                _delete_unless_held(path.parent)
+
+    def _say_whose(self, table: OutputTable, network: str) -> None:
+        (table.folder / WHOSE).write_text(network, encoding="utf-8")
 
     def _progress(self, spec: StageSpec) -> Callable[[int, int], None]:
         """Tells of filling, but not more often than anyone can read."""
@@ -123,7 +139,12 @@ class TableShelf:
         return "fp16" if self.choice == "auto" else self.choice
 
     def _table(
-        self, network: TableKey, storage: Storage, live: Live, data: ResidentBatches
+        self,
+        spec: StageSpec,
+        network: TableKey,
+        storage: Storage,
+        live: Live,
+        data: ResidentBatches,
     ) -> OutputTable:
         planned = self.planned.get(network)
         pooled = POOLED in live.network.roles or (planned is not None and planned.pooled)
@@ -134,6 +155,33 @@ class TableShelf:
             settings = TableSettings(storage, network[1], pooled)
             frozen = Network(live.network.model, live.network.taps)
             self._open[place] = OutputTable(
-                self.root, frozen, data, settings, lambda size: room_for(size, self.root)
+                self.root,
+                frozen,
+                data,
+                settings,
+                lambda size: why_no_room(size, self.root),
+                lambda: self.note(spec, "another process fills a table that this reads; waiting"),
             )
+            self._say_whose(self._open[place], network[0])
         return self._open[place]
+
+
+def why_no_room(table_bytes: int, folder: Path) -> str | None:
+    """Why neither disk nor memory has room for a table, or None."""
+    limit = MEMORY_SHARE * memory_bytes()
+    if table_bytes > limit:
+        return (
+            f"it takes {size_text(table_bytes)}, and no more than {size_text(limit)} of this "
+            "machine's memory are given to one"
+        )
+    return room_for(table_bytes, folder)
+
+
+def _delete_unless_held(folder: Path) -> None:
+    """Delete a table that no process is filling now; who has it open keeps its pages."""
+    try:
+        with (folder / "lock").open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return

@@ -31,7 +31,7 @@ from smskd.models import build_model, taps_of
 from smskd.seeding import derive, restore_rng, rng_state, seeded
 from smskd.stages import BestOnDev, Stage, StageReport, finish, prepare
 from smskd.taps import Network
-from smskd.train import Alone, Group, StageRun, train_group
+from smskd.train import Alone, StageRun, train_group
 from smskd.views import Augmentation
 from smskd_bench.environment import code_revision, device_name, machine, package_versions
 from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
@@ -55,6 +55,7 @@ class RunOptions:
         teacher_table: Whether frozen networks are looked up in tables, and how those are stored.
         tables: Networks that are worth a table (:mod:`smskd_bench.tables`).
         compile: Whether networks are compiled.
+        exact: Whether what was begun with a shortcut is begun anew instead of gone on with.
     """
 
     device: str = "cpu"
@@ -66,6 +67,7 @@ class RunOptions:
     teacher_table: TableChoice = "auto"
     tables: Mapping[TableKey, TablePlan] = field(default_factory=dict)
     compile: bool = False
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class LoadedData:
     train_labels: Tensor
     dev: FixedSet | None
     test: FixedSet
+    batches: ResidentBatches
 
     @property
     def normalise(self) -> Normalisation:
@@ -151,11 +154,37 @@ class Worker:
             self.store.begin(spec)
         wanted = {key for spec in specs for key in spec.teachers}
         self._teachers = {key: self._teachers.get(key) or self._teacher(key) for key in wanted}
-        begun = [self._begin(spec) for spec in specs]
-        if len({b.run.epoch for b in begun}) > 1:
-            begun = [self._begin(b.spec, min(x.run.epoch for x in begun)) for b in begun]
-        self._train(begun, progress)
+        epoch = self._common_epoch(specs)
+        with ExitStack() as stack:
+            begun: list[_Begun] = []
+            for spec in specs:
+                begun.append(self._begin(spec, epoch))
+                stack.callback(begun[-1].run.close)
+            self._train(begun, progress)
         return [self._finish(b, started) for b in begun]
+
+    def _common_epoch(self, specs: Sequence[StageSpec]) -> int | None:
+        """The epoch at which stage runs that are trained together go on; None means each its own.
+
+        A kill between two checkpoints leaves them one epoch apart: then all go back by one, for
+        which the checkpoint before the last is kept.
+
+        Raises:
+            IncompatibleError: they are further apart, as they were not always trained together.
+        """
+        if len(specs) == 1:
+            return None
+        found = [self._usable_checkpoint(spec) for spec in specs]
+        epochs = [state["epoch"] if state else 0 for state in found]
+        if max(epochs) - min(epochs) > 1:
+            raise IncompatibleError(f"they stand at epochs {', '.join(map(str, epochs))}")
+        return min(epochs)
+
+    def _usable_checkpoint(self, spec: StageSpec, epoch: int | None = None) -> Record | None:
+        state = self.store.checkpoint(spec.key, epoch)
+        if state and self.options.exact and _is_rounded(state["sessions"]):
+            return None
+        return state
 
     def data(self, spec: DataSpec) -> LoadedData:
         """The data set, loaded and split once."""
@@ -211,20 +240,16 @@ class Worker:
         best = BestOnDev(data.dev) if data.dev else None
         torch.manual_seed(derive(spec.seed, "train", spec.number))
         sessions = self._resume(spec, run, best, epoch)
-        batches = ResidentBatches(
-            data.train_images, data.train_labels, spec.training.batch_size, spec.seed,
-            data.normalise, _augmentation(data.dataset),
-        )  # fmt: skip
-        sources = self.shelf.serve(spec, run, batches, sessions[-1] if sessions else {})
-        if self.options.compile:
-            compile_networks(run)
+        batches = data.batches.of_seed(spec.seed, spec.training.batch_size)
+        before = sessions[-1] if sessions else {}
+        sources = self.shelf.serve(spec, run, batches, before)
         session = {
             "device": device_name(self.options.device),
             "threads": torch.get_num_threads(),
             "from_epoch": run.epoch,
             "wall_seconds": 0.0,
             "folded": 1,
-            "compiled": self.options.compile,
+            "compiled": self.options.compile or bool(before.get("compiled")),
             **sources,
         }
         return _Begun(spec, run, batches, previous, best, [*sessions, session])
@@ -245,15 +270,17 @@ class Worker:
             self.store.save_checkpoint(mine.spec.key, _checkpoint(run, mine.best, mine.sessions))
             progress(mine.spec, run.history[-1])
 
-        with ExitStack() as stack:
-            for run in runs:
-                stack.callback(run.close)
-            if len(runs) == 1 or runs[0].epoch == runs[0].training.epochs:
-                group: Group = Alone(runs[0])
-            else:
-                group = stack.enter_context(closing(Folded(runs)))
-                for b in begun:
-                    b.session["folded"] = len(runs)
+        if runs[0].epoch == runs[0].training.epochs:
+            return
+        if len(runs) == 1:
+            if begun[0].session["compiled"]:
+                compile_networks(runs[0])
+            train_group(Alone(runs[0]), [begun[0].batches], after_epoch)
+            return
+        one = next(begun[0].batches.epoch(1)).images[:1]
+        with closing(Folded(runs, one)) as group:
+            for b in begun:
+                b.session.update(folded=len(runs), compiled=False)
             train_group(group, [b.batches for b in begun], after_epoch)
 
     def _finish(self, begun: _Begun, started: float) -> Record:
@@ -271,8 +298,12 @@ class Worker:
         student = run.student.model
         extra = None if run.deployed() is student else run.objective.state_dict()
         self.store.complete(spec.key, result, student.state_dict(), test.predictions, extra)
-        self.shelf.retire(spec, self.store.is_done)
+        self.shelf.retire(self._is_over)
         return result
+
+    def _is_over(self, key: str) -> bool:
+        """Whether a stage run will read no table any more, for all that is known now."""
+        return self.store.is_done(key) or self.store.failure(key) is not None
 
     def _wants_test(self, run: StageRun) -> bool:
         every = self.options.evaluate_every
@@ -301,11 +332,12 @@ class Worker:
         self, spec: StageSpec, run: StageRun, best: BestOnDev | None, epoch: int | None
     ) -> list[Record]:
         """Load the checkpoint into the run; returns the sessions so far."""
-        state = self.store.checkpoint(spec.key, epoch) if epoch != 0 else None
+        state = self._usable_checkpoint(spec, epoch) if epoch != 0 else None
         if state is None:
             if epoch:
                 raise IncompatibleError(f"there is no checkpoint of epoch {epoch} to go on from")
             return []
+        self.store.go_back(spec.key, state["epoch"])
         run.student.model.load_state_dict(state["student"])
         run.objective.load_state_dict(state["objective"])
         run.optimizer.load_state_dict(state["optimizer"])
@@ -423,13 +455,11 @@ def _load(spec: DataSpec, options: RunOptions) -> LoadedData:
     if len(dev_index):
         images = on_device(dataset.train.images[dev_index])
         dev = FixedSet(images, on_device(labels[dev_index]), normalise)
-    return LoadedData(
-        dataset,
-        on_device(dataset.train.images[train_index]),
-        on_device(labels[train_index]),
-        dev,
-        FixedSet(on_device(dataset.test.images), on_device(dataset.test.labels), normalise),
-    )
+    images, kept = on_device(dataset.train.images[train_index]), on_device(labels[train_index])
+    test = FixedSet(on_device(dataset.test.images), on_device(dataset.test.labels), normalise)
+    # Padded and mirrored once for all seeds and batch sizes.
+    batches = ResidentBatches(images, kept, normalise=normalise, augment=_augmentation(dataset))
+    return LoadedData(dataset, images, kept, dev, test, batches)
 
 
 def _augmentation(dataset: Dataset) -> Augmentation:
@@ -449,10 +479,28 @@ def _checkpoint(run: StageRun, best: BestOnDev | None, sessions: list[Record]) -
     }
 
 
+SHORTCUTS = ("teacher", "reference", "folded", "compiled")
+
+
 def _fast_paths(sessions: list[Record]) -> Record:
-    """Which shortcuts a result was made with, as far as they can change a bit."""
-    names = ("teacher", "reference", "folded", "compiled")
-    return {n: sessions[-1][n] for n in names if n in sessions[-1]} if sessions else {}
+    """Which shortcuts a result was made with; a list where its sessions took different ones."""
+    found: Record = {}
+    for name in SHORTCUTS:
+        values = list(dict.fromkeys(s[name] for s in sessions if name in s))
+        if values:
+            found[name] = values[0] if len(values) == 1 else values
+    return found
+
+
+def _is_rounded(sessions: list[Record]) -> bool:
+    """Whether any session took a shortcut that ``--exact`` does not take."""
+    return takes_shortcuts(_fast_paths(sessions))
+
+
+def takes_shortcuts(paths: Record) -> bool:
+    """Whether a result's ``fast_paths`` name any shortcut."""
+    plain: Record = {"teacher": "live", "reference": "live", "folded": 1, "compiled": False}
+    return any(value != plain[name] for name, value in paths.items())
 
 
 def _speed(history: list[Row]) -> float:

@@ -221,3 +221,21 @@ def test_one_seed_that_diverges_does_not_touch_the_others():
     group.settle()
     train(alone[0], batches_of(0), lambda run: None)
     assert_close(runs[0].student.model.state_dict(), alone[0].student.model.state_dict())
+
+
+def test_counters_go_on_from_their_own():
+    runs = [run_of(s, KD(), epochs=1) for s in SEEDS]
+    for i, run in enumerate(runs):
+        run.student.model.body[1].num_batches_tracked.fill_(10 * i)
+    train_group(Folded(runs), [batches_of(s) for s in SEEDS], lambda run: None)
+    counters = [int(run.student.model.body[1].num_batches_tracked) for run in runs]
+    assert counters == [3, 13, 23]
+
+
+def test_students_that_mix_channels_are_refused_where_an_image_is_given():
+    runs = [run_of(s, KD()) for s in SEEDS]
+    for run in runs:
+        run.student.model = Shuffling()
+        run.student.taps = Network(Shuffling()).taps
+    with pytest.raises(IncompatibleError, match="mixes channels"):
+        Folded(runs, tiny_data(1)[0])

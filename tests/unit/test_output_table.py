@@ -309,3 +309,29 @@ def test_entry_file_random_damage_is_always_found(tmp_path):
         assert again.damaged
         kept = copy.deepcopy(again.filled)
         assert np.array_equal(np.asarray(again.entries)[kept], values[kept])
+
+
+class Scaled(torch.nn.Module):
+    """Its scale is neither a weight nor a layer."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.net, self.scale = tiny_net(width=8), scale
+
+    def forward(self, images):
+        return self.net(images) * self.scale
+
+
+def test_what_only_the_forward_pass_shows_is_in_the_key():
+    keys = {table_key(Network(Scaled(scale)), pixel_data(), EXACT) for scale in (1.0, 4.0)}
+    assert len(keys) == 2
+    assert table_key(Network(Scaled(4.0)), pixel_data(), EXACT) in keys
+
+
+def test_a_reader_gives_what_it_was_made_for(tmp_path):
+    data = pixel_data()
+    made = OutputTable(tmp_path, network(), data, TableSettings("fp32", pooled=True))
+    made.fill(everything(data))
+    batch = all_views(data)
+    assert made.reader(pooled=False)(batch).pooled is None
+    assert torch.equal(made.reader(pooled=True)(batch).pooled, made(batch).pooled)

@@ -13,6 +13,8 @@ from smskd_bench.tables import plan_tables
 from smskd_bench.worker import RunOptions, Worker
 from tiny import same_state
 
+from smskd.errors import DivergedError, IncompatibleError
+
 SEEDS = [0, 1, 2]
 ROWS = [["kd"], ["kd", "rkd"], ["fitnet", "kd"]]
 
@@ -172,8 +174,6 @@ def test_a_damaged_checkpoint_leaves_the_one_before(plan, tmp_path):
 
 
 def test_a_fold_in_which_one_diverges_can_be_gone_on_with_alone(plan, tmp_path):
-    from smskd.errors import DivergedError
-
     worker = worker_of(plan, tmp_path)
     group = stages_of(plan, "kd", 1)
     with pytest.raises(Stopped):
@@ -184,4 +184,62 @@ def test_a_fold_in_which_one_diverges_can_be_gone_on_with_alone(plan, tmp_path):
     worker.store.save_checkpoint(group[1].key, broken)
     with pytest.raises(DivergedError):
         worker.run_together(group, lambda spec, row: None)
-    assert worker.run(group[0], lambda spec, row: None)["fast_paths"]["folded"] == 1
+    assert worker.run(group[0], lambda spec, row: None)["fast_paths"]["folded"] == [3, 1]
+
+
+def test_two_kills_at_the_same_place_end_in_the_same_bits(plan, tmp_path):
+    group = stages_of(plan, "kd", 1)
+    expected = together(worker_of(plan, tmp_path / "whole"), group)
+    for _ in range(3):
+        cut = worker_of(plan, tmp_path / "cut")
+        with pytest.raises(Stopped):
+            cut.run_together(group, stop_at(group[0].key, 2))
+        epochs = [cut.store.checkpoint(s.key)["epoch"] for s in group]
+        assert epochs == [2, 1, 1]
+    for ours, theirs in zip(
+        together(worker_of(plan, tmp_path / "cut"), group), expected, strict=True
+    ):
+        assert same_state(ours, theirs)
+
+
+def test_finished_epochs_are_never_thrown_away_for_a_fold(plan, tmp_path):
+    worker, group = worker_of(plan, tmp_path), stages_of(plan, "kd", 1)
+    with pytest.raises(Stopped):
+        worker.run(group[0], stop_at(group[0].key, 2))
+    with pytest.raises(IncompatibleError, match="epochs 2, 0, 0"):
+        worker.run_together(group, lambda spec, row: None)
+    assert worker.store.checkpoint(group[0].key)["epoch"] == 2
+
+
+def test_exact_begins_anew_what_was_begun_with_a_shortcut(plan, tmp_path):
+    group = stages_of(plan, "kd", 1)
+    expected = train_one(worker_of(plan, tmp_path / "live"), group[0])
+    folded = worker_of(plan, tmp_path / "cut", tables=planned(plan))
+    with pytest.raises(Stopped):
+        folded.run_together(group, stop_at(group[2].key, 1))
+    exact = worker_of(plan, tmp_path / "cut", teacher_table="off", exact=True)
+    assert same_state(train_one(exact, group[0]), expected)
+    assert sources(exact, group[0]) == {"teacher": "live", "folded": 1, "compiled": False}
+
+
+def test_a_result_names_the_shortcuts_of_all_its_sessions(plan, tmp_path):
+    worker, group = worker_of(plan, tmp_path), stages_of(plan, "kd", 1)
+    with pytest.raises(Stopped):
+        worker.run_together(group, stop_at(group[2].key, 1))
+    train_one(worker, group[0])
+    assert sources(worker, group[0])["folded"] == [3, 1]
+
+
+def test_folded_seeds_are_not_called_compiled(plan, tmp_path):
+    worker, group = worker_of(plan, tmp_path, compile=True), stages_of(plan, "kd", 1)
+    together(worker, group)
+    assert sources(worker, group[0])["compiled"] is False
+
+
+def test_no_hooks_stay_on_the_teacher(plan, tmp_path):
+    worker, group = worker_of(plan, tmp_path), stages_of(plan, "fitnet>kd", 1)
+    for place in (0, 2):
+        with pytest.raises(Stopped):
+            worker.run_together(group, stop_at(group[place].key, 1))
+    (teacher,) = worker._teachers.values()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in teacher.model.modules())
