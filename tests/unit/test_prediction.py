@@ -140,7 +140,7 @@ def test_threads_are_the_workers():
     _, predictor, _ = planned(rows=[["kd"]])
     assert {work.threads for work in predictor.bill(predictor.plan.nodes).images} == {1}
     plan = plan_of(
-        dataset={"name": "cifar100"}, pairs=[{"teacher": "resnet20", "student": "resnet8"}]
+        dataset={"name": "cifar100"}, pairs=[{"teacher": "resnet20", "student": "resnet14"}]
     )
     works = Predictor(plan, Machine("cpu", 4)).bill(plan.nodes).images
     assert {work.threads for work in works} == {4}
