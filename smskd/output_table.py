@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -320,24 +321,27 @@ def looked_up(
 ) -> list[Frozen]:  # fmt: skip
     """Filled tables in place of those live networks of which no feature maps are read.
 
+    A table that cannot be made is no reason to stop: a warning says so, and the network is run.
+
     Args:
         teachers: Of one stage.
         root: Folder of all tables.
         data: What the stage trains on.
         epochs: That it trains, counted through all stages.
         precision: Under which it trains.
-
-    Raises:
-        TableError: a table cannot be made.
     """
     found: list[Frozen] = []
     for teacher in teachers:
         if isinstance(teacher, Live) and not teacher.network.roles - {POOLED}:
             settings = TableSettings(precision=precision, pooled=POOLED in teacher.network.roles)
-            table = OutputTable(
-                root, Network(teacher.network.model, teacher.network.taps), data, settings
-            )
-            table.fill(drawn(data, epochs))
+            network = Network(teacher.network.model, teacher.network.taps)
+            try:
+                table = OutputTable(root, network, data, settings)
+                table.fill(drawn(data, epochs))
+            except TableError as error:
+                warnings.warn(f"{error.message}; the teacher is run live instead", stacklevel=3)
+                found.append(teacher)
+                continue
             teacher.close()
             found.append(table.reader(settings.pooled))
         else:

@@ -285,7 +285,6 @@ def distill(
     Raises:
         ConfigError: the stages ask for something that was not given.
         DivergedError: a loss term is no longer finite.
-        TableError: a table cannot be made.
     """
     device = next(student.parameters()).device
     batches = _as_batches(data, device, batch_size, seed)

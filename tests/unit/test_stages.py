@@ -509,3 +509,13 @@ def test_a_teacher_is_looked_up_where_a_folder_for_tables_is_given(tmp_path):
     loader = [tiny_data(20)]
     with pytest.raises(ConfigError, match="which view"):
         distill(tiny_net(), trained_teacher(), [Stage(KD(), 1)], loader, tables=tmp_path)
+
+
+def test_a_teacher_whose_table_cannot_be_made_is_run(tmp_path):
+    teacher = trained_teacher()
+    with torch.no_grad():
+        teacher.head.bias += 1e6  # too large for half precision
+    data, student = ResidentBatches(*tiny_data(), batch_size=20), tiny_net()
+    with pytest.warns(UserWarning, match="run live instead"):
+        reports = distill(student, teacher, [Stage(KD(), 1)], data, tables=tmp_path)
+    assert len(reports[0].history) == 1
