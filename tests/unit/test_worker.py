@@ -231,7 +231,9 @@ def test_a_result_names_the_shortcuts_of_all_its_sessions(plan, tmp_path):
 
 
 def test_folded_seeds_are_not_called_compiled(plan, tmp_path):
-    worker, group = worker_of(plan, tmp_path, compile=True), stages_of(plan, "kd", 1)
+    group = stages_of(plan, "kd", 1)
+    worker_of(plan, tmp_path)  # the teacher, which would be compiled
+    worker = worker_of(plan, tmp_path, compile=True)
     together(worker, group)
     assert sources(worker, group[0])["compiled"] is False
 
