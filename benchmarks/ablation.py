@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +36,9 @@ from benchmarks.expected import (
     ablation_groups,
     seeds_name,
 )
-from benchmarks.interleave import WARMUP_ROUNDS, Clock, Contestant, interleave
+from benchmarks.interleave import WARMUP_ROUNDS, Contestant, interleave
 from benchmarks.record import Group
+from benchmarks.timing import COMPILE_MISSING, STEPS, Timing
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +52,12 @@ TECHNIQUES, FOLDED, PROCESSES = "techniques", "folded", "processes"
 SHARES = {TECHNIQUES: 0.55, FOLDED: 0.25, PROCESSES: 0.2}
 """Of the time budget."""
 
-STEPS = {"cpu": 1, "cuda": 20}
 FOLDED_BATCHES = {"cpu": 8, "cuda": 80}
 """Batches of one turn, of all seeds together."""
 
 TINY_TIMES = 5
 """So many times more of the 8x8 digits, so that a turn is not too short to time."""
 
-COMPILE_MISSING = "compiling takes minutes on a CPU; ask for it with --compile"
 EXCLUDED = (
     "reading the data set",
     "building networks and stage",
@@ -67,18 +66,6 @@ EXCLUDED = (
     "starting processes",
     "the first round",
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is the same for all groups."""
-
-    device: torch.device
-    batch_size: int
-    rounds: int
-    seconds: float
-    compiled: bool
-    clock: Clock
 
 
 @click.command(help=(__doc__ or "").split("\n\n", maxsplit=1)[0])
@@ -104,7 +91,7 @@ def main(
     big, small = known_pair(pair), known_pair(small_pair)
     compiled = device == "cuda" if compiled is None else compiled
     share = seconds / sum(SHARES[part] for part in parts)
-    settings = Settings(place, batch_size, rounds, share, compiled, clock)
+    settings = Timing(place, batch_size, rounds, share, compiled, clock)
     data = load_images(data_root)
     first, folded, tiny, processes = ablation_groups(pair, small_pair, device)
     with unchanged_numerics():
@@ -121,7 +108,7 @@ def main(
     publish(ABLATION, device, [first, folded, tiny, processes], shown, EXCLUDED, output)
 
 
-def techniques(group: Group, pair: Pair, data: TrainImages, settings: Settings) -> Group:
+def techniques(group: Group, pair: Pair, data: TrainImages, settings: Timing) -> Group:
     """Time each switch by itself, and all of them."""
     from benchmarks.bench_pair import BenchPair, turns_of
     from benchmarks.same_work import check_same_work
@@ -167,7 +154,7 @@ def switches(table: Frozen, device: torch.device) -> dict[str, Options]:
     return {name: replace(options, title=name) for name, options in ways.items()}
 
 
-def _left_out(options: Options, settings: Settings) -> str | None:
+def _left_out(options: Options, settings: Timing) -> str | None:
     """Why one of the ways is not measured, or None."""
     from smskd.precision import why_not
 
@@ -188,7 +175,7 @@ def _compile_s(make: Callable[[], OurLoop]) -> float:
     return times[0] - times[1]
 
 
-def seeds(group: Group, pair: Pair, data: TrainImages, settings: Settings) -> Group:
+def seeds(group: Group, pair: Pair, data: TrainImages, settings: Timing) -> Group:
     """Time 2, 4 and 8 folded seeds beside one after another."""
     from benchmarks.bench_pair import BenchPair
     from benchmarks.folded_loop import FoldedLoop
@@ -210,7 +197,7 @@ def seeds(group: Group, pair: Pair, data: TrainImages, settings: Settings) -> Gr
     return replace(group, rounds=rounds)
 
 
-def workers(group: Group, pair: Pair, settings: Settings) -> Group:
+def workers(group: Group, pair: Pair, settings: Timing) -> Group:
     """Time 2, 4 and 8 processes beside one that has all cores."""
     import torch
 

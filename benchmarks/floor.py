@@ -9,7 +9,7 @@ says what is counted), and from what the device does with a large matrix product
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,10 @@ import click
 from benchmarks.command import common_options, publish, run, set_up
 from benchmarks.expected import COMPILED, FLOOR, PAIRS, SOURCES, floor_group, floor_name
 from benchmarks.floor_group import FloorGroup
-from benchmarks.interleave import WARMUP_ROUNDS, Clock, interleave
+from benchmarks.interleave import WARMUP_ROUNDS, interleave
+from benchmarks.timing import COMPILE_MISSING, STEPS, Timing
 
 if TYPE_CHECKING:
-    import torch
-
     from benchmarks.bench_pair import BenchPair
     from benchmarks.counts import Floor, Peaks
     from benchmarks.images import TrainImages
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from benchmarks.pair import Pair
     from smskd.settings import Precision
 
-STEPS = {"cpu": 1, "cuda": 20}
-COMPILE_MISSING = "compiling takes minutes on a CPU; ask for it with --compile"
 NO_PRECISION = "the device does not have this precision"
 EXCLUDED = (
     "reading the data set",
@@ -40,18 +37,6 @@ EXCLUDED = (
     "compiling",
     "the first round",
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is the same for all pairs; ``seconds`` of one."""
-
-    device: torch.device
-    batch_size: int
-    rounds: int
-    seconds: float
-    compiled: bool
-    clock: Clock
 
 
 @click.command(help=(__doc__ or "").split("\n\n", maxsplit=1)[0])
@@ -73,7 +58,7 @@ def main(
     place, clock = set_up(device, threads)
     known = [known_pair(pair) for pair in pairs]
     compiled = device == "cuda" if compiled is None else compiled
-    settings = Settings(place, batch_size, rounds, seconds / len(pairs), compiled, clock)
+    settings = Timing(place, batch_size, rounds, seconds / len(pairs), compiled, clock)
     data = load_images(data_root)
     precisions: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
     with unchanged_numerics():
@@ -84,7 +69,7 @@ def main(
 
 
 def measure(
-    pair: Pair, data: TrainImages, settings: Settings, peaks: dict[Precision, Peaks]
+    pair: Pair, data: TrainImages, settings: Timing, peaks: dict[Precision, Peaks]
 ) -> FloorGroup:
     """Count and time all kinds of step of one pair."""
     from benchmarks.bench_pair import BenchPair, turns_of

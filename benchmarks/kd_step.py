@@ -22,6 +22,7 @@ from benchmarks.command import common_options, publish, run, set_up
 from benchmarks.expected import KD_STEP, PAIRS, step_group
 from benchmarks.interleave import Clock, Contestant, interleave
 from benchmarks.record import Group
+from benchmarks.timing import STEPS
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from benchmarks.images import TrainImages
 
 DATA, MEMORY = "data", "memory"
-STEPS = {"cpu": 1, "cuda": 20}
 EXCLUDED = (
     "reading the data set",
     "building networks and stage",

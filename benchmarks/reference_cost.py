@@ -33,6 +33,7 @@ from benchmarks.expected import (
     cost_name,
 )
 from benchmarks.interleave import WARMUP_ROUNDS, Clock, Rounds, Spread, interleave, spread
+from benchmarks.timing import STEPS
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from smskd.settings import Precision
 
 PREVIOUS_SEED = 1
-STEPS = {"cpu": 1, "cuda": 20}
 EXCLUDED = (
     "reading the data set",
     "building networks and stage",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from itertools import accumulate
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -108,9 +109,10 @@ class Folded:
         group = dict(self.runs[0].optimizer.param_groups[0])
         group["params"] = [*self._parameters(), *adapters]
         optimizer = torch.optim.SGD([group], fused=True)
-        for i, ours in enumerate(self._parameters()):
-            theirs = [run.optimizer.state.get(_student_parameters(run)[i], {}) for run in self.runs]
-            found = [state.get("momentum_buffer") for state in theirs]
+        of_runs = [_student_parameters(run) for run in self.runs]
+        for ours, *theirs in zip(self._parameters(), *of_runs, strict=True):
+            states = [r.optimizer.state.get(p, {}) for r, p in zip(self.runs, theirs, strict=True)]
+            found = [state.get("momentum_buffer") for state in states]
             if all(momentum is not None for momentum in found):
                 joined = torch.cat([m for m in found if m is not None])
                 # In the parameter's own layout, which the fused step walks through.
@@ -175,26 +177,10 @@ def _ask(teachers: Sequence[Frozen], batches: Sequence[Batch]) -> list[Outputs]:
     if not shared:
         return [teacher(batch) for teacher, batch in zip(teachers, batches, strict=True)]
     assert isinstance(first, Live)
-    sizes = [len(batch.labels) for batch in batches]
     said = first.network(torch.cat([batch.images for batch in batches]))
-    return _cut(said, sizes)
-
-
-def _cut(said: Outputs, sizes: list[int]) -> list[Outputs]:
-    logits = said.logits.split(sizes)
-    maps = [m.split(sizes) for m in said.maps]
-    preact = [m.split(sizes) for m in said.preact]
-    pooled = said.pooled.split(sizes) if said.pooled is not None else None
-    return [
-        replace(
-            said,
-            logits=logits[i],
-            maps=tuple(m[i] for m in maps),
-            preact=tuple(m[i] for m in preact),
-            pooled=pooled[i] if pooled else None,
-        )
-        for i in range(len(sizes))
-    ]
+    ends = list(accumulate(len(batch.labels) for batch in batches))
+    rows = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+    return [said.map(itemgetter(part)) for part in rows]
 
 
 def _live_model(run: StageRun) -> TappedModel | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ from smskd.taps import MAPS, POOLED, PREACT, Network, Outputs, TappedModel
 
 COUNTER = "num_batches_tracked"
 """The one statistic that is a scalar: the folded network has the first network's."""
+
+
+Norm = nn.BatchNorm2d | nn.BatchNorm1d
+NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 
 
 class BlockLinear(nn.Module):
@@ -99,20 +103,11 @@ def why_not(networks: Sequence[Network], images: Tensor) -> str | None:
 def split(outputs: Outputs, count: int) -> list[Outputs]:
     """The outputs of each network from those of the folded one."""
 
-    def part(x: Tensor, i: int) -> Tensor:
+    def part(i: int, x: Tensor) -> Tensor:
         parts: Tensor = x.unflatten(1, (count, -1))
         return parts[:, i]
 
-    return [
-        replace(
-            outputs,
-            logits=part(outputs.logits, i),
-            maps=tuple(part(m, i) for m in outputs.maps),
-            preact=tuple(part(m, i) for m in outputs.preact),
-            pooled=None if outputs.pooled is None else part(outputs.pooled, i),
-        )
-        for i in range(count)
-    ]
+    return [outputs.map(partial(part, i)) for i in range(count)]
 
 
 @torch.no_grad()
@@ -140,16 +135,16 @@ def part_of(value: Tensor, i: int, count: int) -> Tensor:
 def _fold_layer(layers: Sequence[nn.Module]) -> nn.Module:
     first = layers[0]
     if type(first) is nn.Conv2d:
-        return _fold_conv(layers)  # type: ignore[arg-type]
-    if type(first) in (nn.BatchNorm2d, nn.BatchNorm1d) and first.momentum is not None:
-        return _fold_norm(layers)  # type: ignore[arg-type]
+        return _fold_conv(first, layers)
+    if isinstance(first, NORMS) and type(first) in NORMS and first.momentum is not None:
+        return _fold_norm(first, layers)
     if type(first) is nn.Linear:
-        return BlockLinear(layers)  # type: ignore[arg-type]
+        return BlockLinear([layer for layer in layers if isinstance(layer, nn.Linear)])
     raise IncompatibleError(f"a {type(first).__name__} cannot be folded over seeds")
 
 
-def _fold_conv(layers: Sequence[nn.Conv2d]) -> nn.Conv2d:
-    first, count = layers[0], len(layers)
+def _fold_conv(first: nn.Conv2d, layers: Sequence[nn.Module]) -> nn.Conv2d:
+    count = len(layers)
     conv = copy.deepcopy(first)
     conv.in_channels, conv.out_channels = first.in_channels * count, first.out_channels * count
     conv.groups = first.groups * count
@@ -157,8 +152,8 @@ def _fold_conv(layers: Sequence[nn.Conv2d]) -> nn.Conv2d:
     return conv
 
 
-def _fold_norm(layers: Sequence[nn.BatchNorm2d]) -> nn.BatchNorm2d:
-    norm = copy.deepcopy(layers[0])
+def _fold_norm(first: Norm, layers: Sequence[nn.Module]) -> Norm:
+    norm = copy.deepcopy(first)
     norm.num_features *= len(layers)
     _take_state(norm, layers)
     return norm

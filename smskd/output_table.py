@@ -18,8 +18,7 @@ import fcntl
 import hashlib
 import json
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,10 @@ from smskd.taps import POOLED, Network, Outputs, TappedModel, probe
 
 Storage = Literal["fp16", "fp32"]
 LOGITS = "logits"
+DTYPES: dict[Storage, np.dtype[np.generic]] = {
+    "fp16": np.dtype(np.float16),
+    "fp32": np.dtype(np.float32),
+}
 
 CHUNK = {"cpu": 64, "cuda": 1000}
 """Images a forward pass when filling, by device type; on a CPU, larger ones leave the caches."""
@@ -125,7 +128,7 @@ class OutputTable:
     @property
     def num_bytes(self) -> int:
         """Size on disk."""
-        size = 2 if self.settings.storage == "fp16" else 4
+        size = DTYPES[self.settings.storage].itemsize
         return size * sum(int(np.prod(shape)) for shape in self._shapes.values())
 
     @property
@@ -264,7 +267,7 @@ class OutputTable:
         return columns | ({POOLED: (*size, shapes.pooled)} if roles else {})
 
     def _open(self, role: str) -> EntryFile:
-        dtype = np.dtype(np.float16 if self.settings.storage == "fp16" else np.float32)
+        dtype = DTYPES[self.settings.storage]
         return EntryFile(self.folder / f"{role}.bin", self._shapes[role], dtype)
 
     def _describe(self) -> None:
@@ -316,37 +319,32 @@ class Reader:
 
 
 def looked_up(
-    teachers: Sequence[Frozen], root: Path, data: ResidentBatches, epochs: range,
-    precision: Precision,
-) -> list[Frozen]:  # fmt: skip
-    """Filled tables in place of those live networks of which no feature maps are read.
-
-    A table that cannot be made is no reason to stop: a warning says so, and the network is run.
+    frozen: Frozen,
+    table_of: Callable[[Live], OutputTable | None],
+    wanted: Callable[[], NDArray[np.bool_]],
+    refused: Callable[[str], None],
+    progress: Progress = lambda done, total: None,
+) -> Frozen:
+    """A filled table in place of a live network; the network itself where there cannot be one.
 
     Args:
-        teachers: Of one stage.
-        root: Folder of all tables.
-        data: What the stage trains on.
-        epochs: That it trains, counted through all stages.
-        precision: Under which it trains.
+        frozen: One network of a stage; one of which feature maps are read stays live.
+        table_of: Opens its table; None if it is to stay live.
+        wanted: The entries ``(N, V)`` that will be read.
+        refused: Told why there is no table, which is no reason to stop.
+        progress: Told of filling.
     """
-    found: list[Frozen] = []
-    for teacher in teachers:
-        if isinstance(teacher, Live) and not teacher.network.roles - {POOLED}:
-            settings = TableSettings(precision=precision, pooled=POOLED in teacher.network.roles)
-            network = Network(teacher.network.model, teacher.network.taps)
-            try:
-                table = OutputTable(root, network, data, settings)
-                table.fill(drawn(data, epochs))
-            except TableError as error:
-                warnings.warn(f"{error.message}; the teacher is run live instead", stacklevel=3)
-                found.append(teacher)
-                continue
-            teacher.close()
-            found.append(table.reader(settings.pooled))
-        else:
-            found.append(teacher)
-    return found
+    if not isinstance(frozen, Live) or frozen.network.roles - {POOLED}:
+        return frozen
+    try:
+        if (table := table_of(frozen)) is None:
+            return frozen
+        table.fill(wanted(), progress)
+    except TableError as error:
+        refused(f"{error.message}; the network is run live instead")
+        return frozen
+    frozen.close()
+    return table.reader(POOLED in frozen.network.roles)
 
 
 def drawn(data: ResidentBatches, epochs: range) -> NDArray[np.bool_]:

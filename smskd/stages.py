@@ -7,12 +7,15 @@ does too. Shapes: N samples, C channels, H and W height and width.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from smskd.data import Batches, LoaderBatches, ResidentBatches
@@ -23,7 +26,7 @@ from smskd.fused import fused
 from smskd.meter import Row
 from smskd.methods.base import Method, Needs, PairShapes
 from smskd.methods.objective import Objective, Part
-from smskd.output_table import looked_up
+from smskd.output_table import OutputTable, TableSettings, drawn, looked_up
 from smskd.precision import check_precision
 from smskd.reference import Anchor, anchor_roles
 from smskd.seeding import derive, seeded
@@ -37,7 +40,7 @@ from smskd.settings import (
     Schedule,
     Training,
 )
-from smskd.taps import Network, Shapes, TappedModel, Taps, probe
+from smskd.taps import POOLED, Network, Shapes, TappedModel, Taps, probe
 from smskd.train import StageRun, train
 
 
@@ -325,8 +328,16 @@ def _look_up_teachers(run: StageRun, batches: Batches, tables: Path) -> None:
             "pass ResidentBatches, or leave tables out",
         )
     first, last = run.first_epoch + 1, run.first_epoch + run.training.epochs
-    epochs, precision = range(first, last + 1), run.training.precision
-    run.teachers = looked_up(run.teachers, tables, batches, epochs, precision)
+
+    def table_of(live: Live) -> OutputTable:
+        network, precision = live.network, run.training.precision
+        settings = TableSettings(precision=precision, pooled=POOLED in network.roles)
+        return OutputTable(tables, Network(network.model, network.taps), batches, settings)
+
+    def wanted() -> NDArray[np.bool_]:
+        return drawn(batches, range(first, last + 1))
+
+    run.teachers = [looked_up(t, table_of, wanted, warnings.warn) for t in run.teachers]
 
 
 def _check_stages(

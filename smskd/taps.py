@@ -82,6 +82,15 @@ class Outputs:
     preact: tuple[Tensor, ...] = ()
     pooled: Tensor | None = None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """The same with every tensor changed alike."""
+        return Outputs(
+            change(self.logits),
+            tuple(map(change, self.maps)),
+            tuple(map(change, self.preact)),
+            None if self.pooled is None else change(self.pooled),
+        )
+
 
 @dataclass(frozen=True)
 class Shapes:

@@ -62,7 +62,7 @@ def dry_run(request: RunRequest, console: Console, notes: Console) -> None:
     seconds = left_s(predictor, tables, done, speeds, parallel)
     lines = [
         *_sizes(plan, done, request),
-        *_tables(planned, tables, store),
+        *_tables(planned, paying, tables, store),
         f"predicted   {duration_text(seconds)} for what is left: "
         f"{_number(seconds / 3600)} device-hours on {speeds.name}",
         "",
@@ -111,17 +111,16 @@ def _sizes(plan: Plan, done: set[str], request: RunRequest) -> list[str]:
     ]
 
 
-def _tables(planned: Tables, fitting: Tables, store: Store) -> list[str]:
+def _tables(planned: Tables, paying: Tables, fitting: Tables, store: Store) -> list[str]:
     """How many frozen networks get a table, what the tables need, and why others get none."""
     if not planned:
         return ["tables      none: no stage run reads a frozen network"]
-    paying = {place: table for place, table in planned.items() if table.pays}
     sizes = [table.num_bytes for table in paying.values()]
     text = f"tables      {len(paying)} of {len(planned)} frozen networks are worth one"
     size = f": {size_text(max(sizes))} at most, {size_text(sum(sizes))} in all" if sizes else ""
     lines = [text + size]
     if lacking := [size for place, size in zip(paying, sizes, strict=True) if place not in fitting]:
-        why = room_for(max(lacking), store.root)
+        why = why_no_room(max(lacking), store.root)
         lines.append(f"            {len(lacking)} do not fit and are run live: {why}")
     elif why := room_for(sum(sizes), store.root):
         lines.append(f"            not all fit at once: {why}")

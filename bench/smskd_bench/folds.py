@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -68,7 +69,11 @@ def choose_folds(
         wanted: Whether a stage run is still to be run; others need no measurement.
     """
     groups = [] if choice == "off" else fold_groups(plan)
-    groups = [g for g in groups if sum(map(wanted, g)) > 1 and _can_fold(plan.nodes[g[0]])]
+    leads = {group: plan.nodes[group[0]] for group in groups}
+    groups = [
+        group for group, lead in leads.items()
+        if sum(map(wanted, group)) > 1 and _can_fold(lead.model, lead.dataset.name)
+    ]  # fmt: skip
     if choice == "on" or not groups:
         return groups
     begun = {group: as_begun for group in groups if (as_begun := _as_begun(group, store))}
@@ -112,27 +117,18 @@ def _workloads(
     spec = plan.nodes[group[0]]
     teachers = [plan.nodes[key] for key in spec.teachers]
     count = threads or step_threads(spec, teachers, torch.get_num_threads())
-    recipe = spec.training
-    alone = Workload(
-        spec.model, spec.dataset.name, recipe.batch_size, recipe.precision, count, "train"
-    )
+    alone = Workload.of(spec, spec.model, "train", count)
     return alone, replace(alone, folded=len(group))
 
 
-_FOLDABLE: dict[tuple[str, str], bool] = {}
-
-
-def _can_fold(spec: StageSpec) -> bool:
-    """Whether the student's layers can be folded at all; tried on a fresh one."""
-    place = (spec.model, spec.dataset.name)
-    if place not in _FOLDABLE:
-        info = dataset_info(spec.dataset.name)
-        with seeded(0):
-            model = build_model(spec.model, info.num_classes, info.channels)
-            image = torch.rand(1, info.channels, info.size, info.size)
-        reason = why_not_foldable(Network(model, taps_of(spec.model)), 2, image)
-        _FOLDABLE[place] = reason is None
-    return _FOLDABLE[place]
+@cache
+def _can_fold(model: str, dataset: str) -> bool:
+    """Whether a student's layers can be folded at all; tried on a fresh one."""
+    info = dataset_info(dataset)
+    with seeded(0):
+        network = build_model(model, info.num_classes, info.channels)
+        image = torch.rand(1, info.channels, info.size, info.size)
+    return why_not_foldable(Network(network, taps_of(model)), 2, image) is None
 
 
 def _signature(spec: StageSpec, plan: Plan, memo: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ from smskd_bench.calibration import Calibration
 from smskd_bench.cost import network_cost, num_train
 from smskd_bench.plan import Plan
 from smskd_bench.spec import StageSpec
-from smskd_bench.speed import Role, Workload
+from smskd_bench.speed import Workload
 from smskd_bench.tables import TableKey, TablePlan, frozen_uses, views_to_fill
 from smskd_bench.threads import step_threads, threads_for
 
@@ -115,13 +115,13 @@ class Predictor:
         threads = self._threads(spec)
         images = epochs * num_train(spec)
         if images:
-            step = _step(spec, spec.model, "train", threads)
+            step = Workload.of(spec, spec.model, "train", threads)
             total.images[replace(step, folded=folded)] += images
             for use in frozen_uses(spec, self.plan):
                 table = tables.get((use.network, precision))
                 if table is None or use.why_live:
                     model = self.plan.nodes[use.network].model
-                    total.images[_step(spec, model, "forward", threads)] += images
+                    total.images[Workload.of(spec, model, "forward", threads)] += images
         total.images[self._large(spec, "fp32")] += self.evaluated(spec)
         return total
 
@@ -168,12 +168,6 @@ def _places_by_reader(tables: Tables) -> dict[str, set[TableKey]]:
         for key in table.users:
             read.setdefault(key, set()).add(place)
     return read
-
-
-def _step(spec: StageSpec, model: str, role: Role, threads: int) -> Workload:
-    """Work that is done for each batch of a stage run."""
-    recipe = spec.training
-    return Workload(model, spec.dataset.name, recipe.batch_size, recipe.precision, threads, role)
 
 
 @dataclass(frozen=True)

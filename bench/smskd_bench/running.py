@@ -27,11 +27,12 @@ from smskd_bench.plan import Plan, make_plan
 from smskd_bench.progress import ProgressDisplay
 from smskd_bench.report.rows import leaderboard_rows
 from smskd_bench.report.tables import print_table
+from smskd_bench.shortcuts import takes_shortcuts
 from smskd_bench.speed import Workload
 from smskd_bench.store import Store
 from smskd_bench.table_shelf import TableChoice
 from smskd_bench.tracking import Tracker, TrackerKind, make_tracker
-from smskd_bench.worker import RunOptions, Worker, takes_shortcuts
+from smskd_bench.worker import RunOptions, Worker
 from smskd_bench.worker_trial import measured_workers
 
 TRACKING_PATIENCE_S = 20.0
@@ -140,10 +141,7 @@ def _measured_workers(plan: Plan, left: list[str], device: str) -> int:
     if not students:
         return 1
     spec = max(students, key=lambda spec: network_cost(spec.model, spec.dataset.name).macs)
-    training = spec.training
-    work = Workload(
-        spec.model, spec.dataset.name, training.batch_size, training.precision, 1, "train"
-    )
+    work = Workload.of(spec, spec.model, "train", 1)
     return measured_workers(work, device).workers
 
 

@@ -29,6 +29,7 @@ from smskd.taps import Network, TappedModel
 from smskd.train import Alone, Group, StageRun
 from smskd.views import Augmentation
 from smskd_bench.cost import network_cost
+from smskd_bench.spec import StageSpec
 from smskd_bench.worker import pin_numerics, to_device
 
 Role = Literal["train", "forward"]
@@ -68,6 +69,12 @@ class Workload:
     threads: int
     role: Role
     folded: int = 1
+
+    @classmethod
+    def of(cls, spec: StageSpec, model: str, role: Role, threads: int) -> Workload:
+        """What ``model`` does for each batch of a stage run."""
+        recipe = spec.training
+        return cls(model, spec.dataset.name, recipe.batch_size, recipe.precision, threads, role)
 
     @property
     def macs(self) -> int:

@@ -7,13 +7,13 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from smskd.data import ResidentBatches
-from smskd.errors import TableError
 from smskd.frozen import Frozen, Live
-from smskd.output_table import OutputTable, Storage, TableSettings, drawn
+from smskd.output_table import OutputTable, Storage, TableSettings, drawn, looked_up
 from smskd.taps import POOLED, Network
 from smskd.train import StageRun
 from smskd_bench.parallel import memory_bytes
@@ -26,6 +26,9 @@ OPEN_AT_ONCE = 4
 TELL_EVERY_S = 0.5
 WHOSE = "network"
 """File that names the stage run whose network a table is of."""
+
+STORED: dict[str, Storage] = {"table fp16": "fp16", "table fp32": "fp32"}
+"""How a stage run's sources name a table."""
 
 MEMORY_SHARE = 0.5
 """Of the machine's memory, what a table may take: a larger one would be read from the disk."""
@@ -90,18 +93,14 @@ class TableShelf:
     ) -> Frozen:
         network: TableKey = (key, spec.training.precision)
         storage = self._storage(network, begun)
-        if storage is None or not isinstance(frozen, Live) or frozen.network.roles - {POOLED}:
-            return frozen
         first, last = spec.first_epoch + epochs_done + 1, spec.first_epoch + spec.training.epochs
-        try:
-            table = self._table(spec, network, storage, frozen, data)
-            table.fill(drawn(data, range(first, last + 1)), self._progress(spec))
-        except TableError as error:
-            self.note(spec, f"{error.message}; the network is run live instead")
-            return frozen
-        pooled = POOLED in frozen.network.roles
-        frozen.close()
-        return table.reader(pooled)
+        return looked_up(
+            frozen,
+            lambda live: self._table(spec, network, storage, live, data) if storage else None,
+            lambda: drawn(data, range(first, last + 1)),
+            partial(self.note, spec),
+            self._progress(spec),
+        )
 
     def retire(self, is_over: Callable[[str], bool]) -> None:
         """Delete tables that were read as references only, once all their readers are over."""
@@ -133,7 +132,7 @@ class TableShelf:
     def _storage(self, network: TableKey, begun: str | None) -> Storage | None:
         """How to store it, or None to run it live."""
         if self.choice == "auto" and begun is not None:
-            return {"table fp16": "fp16", "table fp32": "fp32"}.get(begun)  # type: ignore[return-value]
+            return STORED.get(begun)
         if self.choice == "off" or network not in self.planned:
             return None
         return "fp16" if self.choice == "auto" else self.choice

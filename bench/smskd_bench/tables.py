@@ -21,7 +21,7 @@ from typing import Literal
 
 from smskd.datasets import dataset_info
 from smskd.methods.base import Needs
-from smskd.output_table import Storage
+from smskd.output_table import DTYPES, LOGITS, Storage
 from smskd.settings import Precision
 from smskd.taps import POOLED
 from smskd.views import Augmentation
@@ -33,8 +33,6 @@ Role = Literal["teacher", "reference"]
 TableKey = tuple[str, Precision]
 """Key of the network, and the precision under which its readers would run it."""
 
-LOGITS = "logits"
-ITEM_BYTES = {"fp16": 2, "fp32": 4}
 
 WORTH_IT = 1.25
 """Forwards without a table, over forwards with one, from which a table is made.
@@ -218,7 +216,7 @@ def _decide(place: TableKey, readers: _Readers, plan: Plan, dtype: Storage) -> T
         epochs_live=live,
         epochs_built=built,
         passing=all(use.role == "reference" for _, use in readers.tabled),
-        num_bytes=num_train(spec) * views * _width(spec, pooled) * ITEM_BYTES[dtype],
+        num_bytes=num_train(spec) * views * _width(spec, pooled) * DTYPES[dtype].itemsize,
         macs_saved=round((live - built) * num_train(spec) * macs),
         why_not=_why_not(live, built, views, readers.reasons),
     )

@@ -11,18 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor, nn
+from torch import nn
 
 from smskd.compiled import compile_networks
-from smskd.data import Normalisation, ResidentBatches
-from smskd.datasets import load_dataset
-from smskd.datasets.base import Dataset, split_indices
+from smskd.data import ResidentBatches
 from smskd.errors import ConfigError, DivergedError, IncompatibleError, StoreError
-from smskd.evaluate import Evaluation, FixedSet, evaluate
+from smskd.evaluate import Evaluation, evaluate
 from smskd.folded import Folded
 from smskd.meter import Row
 from smskd.methods import METHODS, MODIFIERS, Method
@@ -32,8 +29,9 @@ from smskd.seeding import derive, restore_rng, rng_state, seeded
 from smskd.stages import BestOnDev, Stage, StageReport, finish, prepare
 from smskd.taps import Network
 from smskd.train import Alone, StageRun, train_group
-from smskd.views import Augmentation
 from smskd_bench.environment import code_revision, device_name, machine, package_versions
+from smskd_bench.loaded_data import LoadedData, load_split
+from smskd_bench.shortcuts import shortcuts_of, took_shortcuts
 from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
 from smskd_bench.store import Record, Store, load_weights
 from smskd_bench.table_shelf import TableChoice, TableShelf
@@ -68,23 +66,6 @@ class RunOptions:
     tables: Mapping[TableKey, TablePlan] = field(default_factory=dict)
     compile: bool = False
     exact: bool = False
-
-
-@dataclass(frozen=True)
-class LoadedData:
-    """A data set on the device, split as a specification says."""
-
-    dataset: Dataset
-    train_images: Tensor
-    train_labels: Tensor
-    dev: FixedSet | None
-    test: FixedSet
-    batches: ResidentBatches
-
-    @property
-    def normalise(self) -> Normalisation:
-        """The data set's own constants."""
-        return Normalisation(self.dataset.info.mean, self.dataset.info.std)
 
 
 Progress = Callable[[StageSpec, Row], None]
@@ -182,14 +163,15 @@ class Worker:
 
     def _usable_checkpoint(self, spec: StageSpec, epoch: int | None = None) -> Record | None:
         state = self.store.checkpoint(spec.key, epoch)
-        if state and self.options.exact and _is_rounded(state["sessions"]):
+        if state and self.options.exact and took_shortcuts(state["sessions"]):
             return None
         return state
 
     def data(self, spec: DataSpec) -> LoadedData:
         """The data set, loaded and split once."""
         if spec not in self._data:
-            self._data[spec] = _load(spec, self.options)
+            o = self.options
+            self._data[spec] = load_split(spec, o.device, o.data_root, o.download)
         return self._data[spec]
 
     def student(self, spec: StageSpec) -> nn.Module:
@@ -277,8 +259,8 @@ class Worker:
                 compile_networks(runs[0])
             train_group(Alone(runs[0]), [begun[0].batches], after_epoch)
             return
-        one = next(begun[0].batches.epoch(1)).images[:1]
-        with closing(Folded(runs, one)) as group:
+        image = self.data(begun[0].spec.dataset).one_image()
+        with closing(Folded(runs, image)) as group:
             for b in begun:
                 b.session.update(folded=len(runs), compiled=False)
             train_group(group, [b.batches for b in begun], after_epoch)
@@ -313,13 +295,12 @@ class Worker:
         model = self._build(spec)
         if previous is not None and spec.training.init == "warm":
             model.load_state_dict(previous.state_dict())
-        sample = FixedSet(data.train_images[:1], data.train_labels[:1], data.normalise)
         return prepare(
             Network(model, taps_of(spec.model)),
             [self._teacher(key) for key in spec.teachers],
             stage_of(spec, self.options.methods),
             spec.training,
-            sample.batch(0, 1),
+            data.one_image(),
             previous=previous,
             number=spec.number,
             first_epoch=spec.first_epoch,
@@ -390,7 +371,7 @@ class Worker:
             "wall_seconds_last_session": time.time() - started,
             "finished": time.time(),
             "sessions": sessions,
-            "fast_paths": _fast_paths(sessions),
+            "fast_paths": shortcuts_of(sessions),
             "environment": {
                 "code": code_revision(),
                 "packages": package_versions(),
@@ -438,34 +419,6 @@ def _part(spec: MethodSpec, methods: dict[str, type[Method]]) -> Part:
     return Part(method, modifiers)
 
 
-def _load(spec: DataSpec, options: RunOptions) -> LoadedData:
-    dataset = load_dataset(spec.name, options.data_root, options.download)
-    if dataset.info.fingerprint != spec.fingerprint:
-        raise StoreError(f"{spec.name} is not the data that this plan was made for")
-    labels = dataset.train.labels
-    train_index, dev_index = split_indices(
-        labels, dataset.info.num_classes, spec.train_size, spec.dev_size, spec.split_seed
-    )
-    normalise = Normalisation(dataset.info.mean, dataset.info.std)
-
-    def on_device(array: Any) -> Tensor:
-        return torch.from_numpy(array).to(options.device)
-
-    dev = None
-    if len(dev_index):
-        images = on_device(dataset.train.images[dev_index])
-        dev = FixedSet(images, on_device(labels[dev_index]), normalise)
-    images, kept = on_device(dataset.train.images[train_index]), on_device(labels[train_index])
-    test = FixedSet(on_device(dataset.test.images), on_device(dataset.test.labels), normalise)
-    # Padded and mirrored once for all seeds and batch sizes.
-    batches = ResidentBatches(images, kept, normalise=normalise, augment=_augmentation(dataset))
-    return LoadedData(dataset, images, kept, dev, test, batches)
-
-
-def _augmentation(dataset: Dataset) -> Augmentation:
-    return Augmentation(dataset.info.pad, dataset.info.flip)
-
-
 def _checkpoint(run: StageRun, best: BestOnDev | None, sessions: list[Record]) -> Record:
     return {
         "student": run.student.model.state_dict(),
@@ -477,30 +430,6 @@ def _checkpoint(run: StageRun, best: BestOnDev | None, sessions: list[Record]) -
         "rng": rng_state(),
         "sessions": sessions,
     }
-
-
-SHORTCUTS = ("teacher", "reference", "folded", "compiled")
-
-
-def _fast_paths(sessions: list[Record]) -> Record:
-    """Which shortcuts a result was made with; a list where its sessions took different ones."""
-    found: Record = {}
-    for name in SHORTCUTS:
-        values = list(dict.fromkeys(s[name] for s in sessions if name in s))
-        if values:
-            found[name] = values[0] if len(values) == 1 else values
-    return found
-
-
-def _is_rounded(sessions: list[Record]) -> bool:
-    """Whether any session took a shortcut that ``--exact`` does not take."""
-    return takes_shortcuts(_fast_paths(sessions))
-
-
-def takes_shortcuts(paths: Record) -> bool:
-    """Whether a result's ``fast_paths`` name any shortcut."""
-    plain: Record = {"teacher": "live", "reference": "live", "folded": 1, "compiled": False}
-    return any(value != plain[name] for name, value in paths.items())
 
 
 def _speed(history: list[Row]) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from smskd_bench.executors.jobs import JobQueue
 from smskd_bench.executors.ledger import Ledger, Summary
 from smskd_bench.executors.observing import Observer
-from smskd_bench.executors.stage_run import Terms, run_job
+from smskd_bench.executors.stage_run import Conditions, run_job
 from smskd_bench.plan import Plan
 from smskd_bench.store import Store
 from smskd_bench.worker import Worker
@@ -28,8 +28,8 @@ def execute(
     """
     ledger = Ledger(plan, store, observer)
     queue = JobQueue(plan, ledger, folds)
-    terms = Terms(plan.weights, retry_failed)
+    given = Conditions(plan.weights, retry_failed)
     while (job := queue.take()) is not None:
-        for outcome in run_job(job, store, worker, observer, terms):
+        for outcome in run_job(job, store, worker, observer, given):
             ledger.settle(outcome)
     return ledger.summary()

@@ -20,7 +20,7 @@ from smskd.meter import Row
 from smskd.methods import METHODS, load_plugins
 from smskd_bench.executors.messages import Answer, Defect, Ended, Order, Refused, Told, WorkerSetup
 from smskd_bench.executors.observing import Status
-from smskd_bench.executors.stage_run import Terms, run_job
+from smskd_bench.executors.stage_run import Conditions, run_job
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import Record
 from smskd_bench.worker import Worker
@@ -40,8 +40,8 @@ def serve(connection: Connection, setup: WorkerSetup) -> None:
         worker = Worker(setup.store, replace(setup.options, methods=methods))
         worker.shelf.note, worker.shelf.filling = teller.note, teller.filling
         while (order := _next_order(connection)) is not None:
-            terms = Terms(order.weights, order.retry_failed, shares_memory=order.workers > 1)
-            teller.answer(Ended(run_job(order.job, worker.store, worker, teller, terms)))
+            given = Conditions(order.weights, order.retry_failed, shares_memory=order.workers > 1)
+            teller.answer(Ended(run_job(order.job, worker.store, worker, teller, given)))
     except SmskdError as error:
         teller.answer(Refused(error.message, error.hint))
     except Exception:

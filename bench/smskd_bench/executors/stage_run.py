@@ -31,7 +31,7 @@ OUT_OF_MEMORY_TEXTS = (
 
 
 @dataclass(frozen=True)
-class Terms:
+class Conditions:
     """How a worker carries out what it is given.
 
     Attributes:
@@ -47,7 +47,11 @@ class Terms:
 
 
 def run_job(
-    job: Sequence[StageSpec], store: Store, worker: Worker, observer: Observer, terms: Terms
+    job: Sequence[StageSpec],
+    store: Store,
+    worker: Worker,
+    observer: Observer,
+    given: Conditions,
 ) -> tuple[Outcome, ...]:
     """Run the stage runs of a job, as one network if there are several.
 
@@ -60,7 +64,7 @@ def run_job(
             locks.enter_context(store.lock(spec.key, partial(observer.waiting, spec)))
         outcomes: dict[str, Outcome] = {}
         for spec in job:
-            if (outcome := _settled(spec, store, observer, terms)) is not None:
+            if (outcome := _settled(spec, store, observer, given)) is not None:
                 outcomes[spec.key] = outcome
         left = [spec for spec in job if spec.key not in outcomes]
         for spec in left:
@@ -70,17 +74,19 @@ def run_job(
             outcomes |= _run_folded(left, store, worker, observer)
         for spec in left:
             if spec.key not in outcomes:
-                outcomes[spec.key] = _run_one(spec, store, worker, observer, terms)
+                outcomes[spec.key] = _run_one(spec, store, worker, observer, given)
     return tuple(outcomes[spec.key] for spec in job)
 
 
-def _settled(spec: StageSpec, store: Store, observer: Observer, terms: Terms) -> Outcome | None:
+def _settled(
+    spec: StageSpec, store: Store, observer: Observer, given: Conditions
+) -> Outcome | None:
     """Looked at under the lock: somebody may have settled it while we waited."""
     if store.is_done(spec.key):
         observer.skip(spec, "finished by another process")
         return Outcome(spec.key, "cached")
     failure = store.failure(spec.key)
-    if failure and failure["status"] in STICKY and not terms.retry_failed:
+    if failure and failure["status"] in STICKY and not given.retry_failed:
         observer.skip(spec, f"{failure['status']} before: {failure['reason']}")
         return Outcome(spec.key, failure["status"], failure["reason"])
     return None
@@ -109,11 +115,11 @@ def _run_folded(
 
 
 def _run_one(
-    spec: StageSpec, store: Store, worker: Worker, observer: Observer, terms: Terms
+    spec: StageSpec, store: Store, worker: Worker, observer: Observer, given: Conditions
 ) -> Outcome:
-    weights = terms.weights.get(spec.key)
+    weights = given.weights.get(spec.key)
     status, reason, result = _attempt(spec, worker, observer.epoch, weights)
-    if status == "out_of_memory" and terms.shares_memory:
+    if status == "out_of_memory" and given.shares_memory:
         return Outcome(spec.key, "put_back", reason)
     if status != "done":
         write_failure(store, spec.key, status, reason)
