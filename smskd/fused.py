@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from smskd.taps import POOLED, Network, TappedModel
+from smskd.taps import CLASSIFIER, POOLED, Network, TappedModel
 
 
 def fused(network: Network, roles: frozenset[str], image: Tensor) -> Network:
@@ -25,7 +25,7 @@ def fused(network: Network, roles: frozenset[str], image: Tensor) -> Network:
         image: ``(1, C, H, W)``, on which both must agree; a network whose forward pass cannot be
             traced, or that comes out different, is returned as it is too.
     """
-    if roles - {POOLED}:
+    if roles - {POOLED, CLASSIFIER}:
         return network
     try:
         traced = fx.symbolic_trace(network.model)

@@ -37,7 +37,7 @@ from smskd.frozen import Frozen, Live
 from smskd.modes import eval_mode
 from smskd.precision import autocast, tensor_cores
 from smskd.settings import Precision
-from smskd.taps import POOLED, Network, Outputs, TappedModel, probe
+from smskd.taps import CLASSIFIER, POOLED, Network, Outputs, TappedModel, probe
 
 Storage = Literal["fp16", "fp32"]
 LOGITS = "logits"
@@ -334,7 +334,7 @@ def looked_up(
         refused: Told why there is no table, which is no reason to stop.
         progress: Told of filling.
     """
-    if not isinstance(frozen, Live) or frozen.network.roles - {POOLED}:
+    if not isinstance(frozen, Live) or frozen.network.roles - {POOLED, CLASSIFIER}:
         return frozen
     try:
         if (table := table_of(frozen)) is None:

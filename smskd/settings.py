@@ -29,8 +29,12 @@ def _choices(form: type) -> dict[str, tuple[object, ...]]:
     return {name: get_args(t) for name, t in hints.items() if get_origin(t) is Literal}
 
 
-def _check_choices(settings: object) -> None:
-    """Refuse a misspelt choice, which would otherwise silently mean another one."""
+def check_choices(settings: object) -> None:
+    """Refuse a misspelt choice, which would otherwise silently mean another one.
+
+    Raises:
+        ConfigError: a field that has a ``Literal`` type holds something else.
+    """
     for name, allowed in _choices(type(settings)).items():  # type: ignore[arg-type]
         if (value := getattr(settings, name)) not in allowed:
             raise ConfigError(
@@ -58,7 +62,7 @@ class Schedule:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
 
     def factor(self, epoch: int, epochs: int) -> float:
         """Factor of the base rate in ``epoch`` (from 1) of ``epochs``.
@@ -109,7 +113,7 @@ class Weighting:
     denominator: Literal["batch", "weights"] = "batch"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Reference:
     weighting: Weighting = field(default_factory=Weighting)
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
 
     @property
     def needs_teacher(self) -> bool:
@@ -162,4 +166,4 @@ class Training:
     init: Init = "warm"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from smskd.data import Batches, LoaderBatches, ResidentBatches
+from smskd.data import Batch, Batches, LoaderBatches, ResidentBatches
 from smskd.errors import ConfigError, DataError, IncompatibleError
 from smskd.evaluate import Agreement, Evaluation, FixedSet, agreement, evaluate
 from smskd.frozen import Live
@@ -106,6 +107,7 @@ def prepare(
     seed: int = 0,
     num_train: int = 0,
     train_labels: Tensor | None = None,
+    new_student: Callable[[], nn.Module] | None = None,
 ) -> StageRun:
     """Build everything one stage needs.
 
@@ -121,6 +123,8 @@ def prepare(
         seed: Decides the adapters' initial weights.
         num_train: Number of training samples.
         train_labels: Their classes ``(N,)``, if known beforehand.
+        new_student: Builds another untrained student, for methods with peers; None copies this one
+            and draws its weights anew.
 
     Raises:
         ConfigError: there is no teacher though one is needed, or a feature has no tap.
@@ -130,8 +134,9 @@ def prepare(
     reference = _active_reference(stage, previous is not None)
     needs = stage_needs(stage, reference)
     objective = build_objective(
-        student, teachers, stage, reference, image, number, seed, num_train, train_labels
-    )
+        student, teachers, stage, reference, image, number, seed, num_train, train_labels,
+        new_student, training.batch_size,
+    )  # fmt: skip
     anchor = None
     if previous is not None and reference is not None:
         anchor = Anchor.freeze(previous, student.taps, reference, image)
@@ -158,6 +163,8 @@ def build_objective(
     seed: int = 0,
     num_train: int = 0,
     train_labels: Tensor | None = None,
+    new_student: Callable[[], nn.Module] | None = None,
+    batch_size: int = 0,
 ) -> Objective:
     """Find the sizes of the networks' features and build the loss; arguments as in `prepare`.
 
@@ -178,7 +185,10 @@ def build_objective(
         num_train=num_train,
         train_labels=train_labels,
         student_taps=student.taps,
-        teacher_models=tuple(t.model for t in teachers),
+        teacher_networks=tuple(teachers),
+        new_student=new_student or partial(untrained_copy, student.model),
+        batch_size=batch_size,
+        image=tuple(image.shape[1:]),
     )
     classes = shapes.student.num_classes
     if reference and reference.needs_teacher and shapes.teacher.num_classes != classes:
@@ -192,11 +202,30 @@ def build_objective(
     return objective.to(image.device)
 
 
+def untrained_copy(model: nn.Module) -> nn.Module:
+    """Another network of the same form; its layers draw their weights as torch's layers do.
+
+    Raises:
+        ConfigError: a layer with weights cannot draw new ones.
+    """
+    copied = copy.deepcopy(model).train().requires_grad_(True)
+    for module in copied.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise ConfigError(
+                f"a {type(module).__name__} cannot draw new weights, which a peer needs",
+                "pass new_student=..., which builds an untrained student",
+            )
+    return copied
+
+
 def stage_needs(stage: Stage, reference: Reference | None) -> Needs:
     """What the methods of a stage and its reference need together."""
     needs = Needs(teacher=reference is not None and reference.needs_teacher)
     for part in stage.parts:
-        needs |= part.method.needs
+        needs |= part.needs
     roles = anchor_roles(reference) if reference else frozenset()
     return replace(needs, student_roles=needs.student_roles | roles)
 
@@ -248,12 +277,12 @@ class BestOnDev:
 
 def distill(
     student: nn.Module,
-    teacher: nn.Module | None,
+    teacher: nn.Module | Sequence[nn.Module] | None,
     stages: Sequence[Stage],
     data: Batches | tuple[Tensor, Tensor] | Iterable[tuple[Tensor, ...]],
     *,
     student_taps: Taps | None = None,
-    teacher_taps: Taps | None = None,
+    teacher_taps: Taps | Sequence[Taps] | None = None,
     test: FixedSet | tuple[Tensor, Tensor] | None = None,
     dev: FixedSet | tuple[Tensor, Tensor] | None = None,
     optimizer: Optimizer | None = None,
@@ -262,6 +291,7 @@ def distill(
     seed: int = 0,
     tables: Path | None = None,
     on_epoch: Callable[[StageRun], None] | None = None,
+    new_student: Callable[[], nn.Module] | None = None,
 ) -> list[StageReport]:
     """Train ``student`` in place through ``stages`` and report on each.
 
@@ -270,11 +300,11 @@ def distill(
 
     Args:
         student: Any network, images in and logits ``(B, K)`` out; on the device to train on.
-        teacher: Any network; may be None if no stage needs one. It is frozen.
+        teacher: Any network, or several; may be None if no stage needs one. They are frozen.
         stages: In order; each starts where the one before ended, which is also its reference.
         data: ``(images, labels)`` tensors, a ``DataLoader``-like iterable, or a ``Batches``.
         student_taps: Where the student's features are, by module name.
-        teacher_taps: Where the teacher's features are.
+        teacher_taps: Where the teacher's features are; one for each if there are several.
         test: Evaluated once, at the end of each stage.
         dev: Evaluated each epoch; needed by ``carry="best_on_dev"``.
         optimizer: SGD settings; the learning rate is the base that schedules scale.
@@ -284,6 +314,8 @@ def distill(
         tables: Folder in which the teacher's outputs are kept and looked up
             (:mod:`smskd.output_table`); None runs the teacher in every step.
         on_epoch: Called after each epoch.
+        new_student: Builds another untrained student, for methods with peers; None copies the
+            student and draws its weights anew.
 
     Raises:
         ConfigError: the stages ask for something that was not given.
@@ -294,9 +326,10 @@ def distill(
     test_set, dev_set = _as_fixed(test, device), _as_fixed(dev, device)
     network = Network(student, student_taps or Taps())
     teachers = _as_teachers(student, teacher, teacher_taps, device)
-    image = _first_image(batches)
+    first = _first_batch(batches)
+    image = first.images[:1]
     plan = [_training(s, n, optimizer, batch_size, precision) for n, s in enumerate(stages, 1)]
-    _check_stages(network, teachers, stages, image, dev_set, batches.num_samples)
+    _check_stages(network, teachers, stages, first, dev_set, batches)
     fresh = copy.deepcopy(student.state_dict())
     reports: list[StageReport] = []
     first_epoch = 0
@@ -307,7 +340,7 @@ def distill(
         run = prepare(
             network, teachers, stage, training, image, previous=previous, number=number,
             first_epoch=first_epoch, seed=seed, num_train=batches.num_samples,
-            train_labels=getattr(batches, "labels", None),
+            train_labels=getattr(batches, "labels", None), new_student=new_student,
         )  # fmt: skip
         best = BestOnDev(dev_set) if dev_set is not None else None
         with closing(run):
@@ -344,9 +377,9 @@ def _check_stages(
     student: Network,
     teachers: Sequence[Network],
     stages: Sequence[Stage],
-    image: Tensor,
+    first: Batch,
     dev: FixedSet | None,
-    num_train: int,
+    batches: Batches,
 ) -> None:
     """Refuse now what a later stage would otherwise refuse after hours of training."""
     if not stages:
@@ -357,7 +390,17 @@ def _check_stages(
         if stage.carry == "best_on_dev" and dev is None:
             raise ConfigError("carry='best_on_dev' needs a development set", "pass dev=...")
         reference = _active_reference(stage, number > 1)
-        build_objective(student, teachers, stage, reference, image, number, num_train=num_train)
+        objective = build_objective(
+            student, teachers, stage, reference, first.images[:1], number,
+            num_train=batches.num_samples, train_labels=getattr(batches, "labels", None),
+            batch_size=len(first.labels),
+        )  # fmt: skip
+        if objective.needs.index and bool((first.index < 0).any()):
+            raise DataError(
+                f"stage {number} keeps an entry for each training sample, but the data do not say "
+                "which samples a batch holds",
+                "pass tensors, or a loader that gives (images, labels, index)",
+            )
 
 
 def _active_reference(stage: Stage, has_previous: bool) -> Reference | None:
@@ -445,17 +488,26 @@ def _as_fixed(
 
 
 def _as_teachers(
-    student: nn.Module, teacher: nn.Module | None, taps: Taps | None, device: torch.device
+    student: nn.Module,
+    teacher: nn.Module | Sequence[nn.Module] | None,
+    taps: Taps | Sequence[Taps] | None,
+    device: torch.device,
 ) -> list[Network]:
-    if teacher is student:
+    models = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else teacher
+    places = [taps or Taps()] * len(models) if isinstance(taps, Taps | None) else taps
+    if len(places) != len(models):
+        raise ConfigError(
+            f"{len(models)} teachers but taps for {len(places)}", "give one Taps for each teacher"
+        )
+    if any(model is student for model in models):
         raise ConfigError(
             "student and teacher are the same object, which cannot be both trained and frozen",
             "pass copy.deepcopy(student) as the teacher",
         )
-    return [] if teacher is None else [Network(teacher.to(device), taps or Taps())]
+    return [Network(model.to(device), at) for model, at in zip(models, places, strict=True)]
 
 
-def _first_image(batches: Batches) -> Tensor:
+def _first_batch(batches: Batches) -> Batch:
     for batch in batches.epoch(1):
-        return batch.images[:1]
+        return batch
     raise DataError("the training data give no batches", "give at least one batch")

@@ -2,13 +2,17 @@
 
 A *tap* is a module path as in ``named_modules()``: ``"layer2"`` reads that module's output,
 ``"fc:input"`` its first input; of a module that runs several times, the last time counts.
+``"blocks.3:tokens"`` reads tokens ``(B, N, C)`` as a map, a leading class token left out, and
+``":nhwc"`` a map ``(B, H, W, C)``, so that methods see ``(B, C, H, W)`` of every kind of network.
 :class:`Taps` says which taps of a model play which role.
 
-Shapes: B batch, K classes, C channels, H and W height and width, D width of the pooled feature.
+Shapes: B batch, K classes, C channels, H and W height and width, D width of the pooled feature,
+N tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +23,16 @@ from torch import Tensor, nn
 from smskd.errors import ConfigError, did_you_mean
 from smskd.modes import eval_mode
 
-MAPS, PREACT, POOLED = "maps", "preact", "pooled"
+MAPS, PREACT, POOLED, SPATIAL = "maps", "preact", "pooled", "spatial"
+FEATURES = frozenset({MAPS, PREACT, POOLED, SPATIAL})
+"""Roles that are read from a forward pass."""
+
+CLASSIFIER, NETWORK = "classifier", "network"
+"""Roles that are a module: the last linear layer, and the whole network, to be run on other images.
+Who asks for one gets it in ``Signals.networks``."""
+
+SIDES = ("", "input", "output", "tokens", "nhwc")
+"""What may follow the colon of a tap."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +44,14 @@ class Taps:
         preact: The same places before their activation; empty if the model has none to offer.
         pooled: Penultimate feature ``(B, D)``, usually ``"<classifier>:input"``.
         classifier: Module path of the last linear layer.
+        spatial: Map ``(B, D, H, W)`` whose mean over positions is the pooled feature.
     """
 
     maps: tuple[str, ...] = ()
     preact: tuple[str, ...] = ()
     pooled: str | None = None
     classifier: str | None = None
+    spatial: str | None = None
 
     def wanted(self, roles: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Map each role to its tap strings.
@@ -48,6 +63,9 @@ class Taps:
             MAPS: self.maps,
             PREACT: self.preact,
             POOLED: (self.pooled,) if self.pooled else (),
+            SPATIAL: (self.spatial,) if self.spatial else (),
+            CLASSIFIER: (self.classifier,) if self.classifier else (),
+            NETWORK: ("",),
         }
         missing = [role for role in roles if not have[role]]
         if missing:
@@ -55,7 +73,7 @@ class Taps:
                 f"the model has no tap for {' and '.join(missing)}",
                 f"name the modules to read, e.g. Taps({missing[0]}=...)",
             )
-        return {role: have[role] for role in roles}
+        return {role: have[role] for role in roles if role in FEATURES}
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,22 @@ class Network:
 
     model: nn.Module
     taps: Taps = field(default_factory=Taps)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last linear layer.
+
+        Raises:
+            ConfigError: the taps do not name one.
+        """
+        self.taps.wanted([CLASSIFIER])
+        found = self.model.get_submodule(self.taps.classifier or "")
+        if not isinstance(found, nn.Linear):
+            raise ConfigError(
+                f"the classifier {self.taps.classifier!r} is a {type(found).__name__}",
+                "name the last linear layer",
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -75,12 +109,15 @@ class Outputs:
         maps: Feature maps ``(B, C, H, W)``; empty unless asked for.
         preact: Maps before their activation; empty unless asked for.
         pooled: ``(B, D)``; None unless asked for.
+        spatial: ``(B, D, H, W)``, whose mean over positions is the pooled feature; None unless
+            asked for.
     """
 
     logits: Tensor
     maps: tuple[Tensor, ...] = ()
     preact: tuple[Tensor, ...] = ()
     pooled: Tensor | None = None
+    spatial: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
         """The same with every tensor changed alike."""
@@ -89,6 +126,7 @@ class Outputs:
             tuple(map(change, self.maps)),
             tuple(map(change, self.preact)),
             None if self.pooled is None else change(self.pooled),
+            None if self.spatial is None else change(self.spatial),
         )
 
 
@@ -101,12 +139,14 @@ class Shapes:
         maps: One ``(C, H, W)`` a map.
         preact: One ``(C, H, W)`` a map before activation.
         pooled: D, or 0 if not tapped.
+        spatial: ``(D, H, W)``, or empty if not tapped.
     """
 
     num_classes: int
     maps: tuple[tuple[int, ...], ...] = ()
     preact: tuple[tuple[int, ...], ...] = ()
     pooled: int = 0
+    spatial: tuple[int, ...] = ()
 
 
 @dataclass
@@ -173,7 +213,8 @@ class TappedModel:
         }
         self._seen.clear()
         pooled = read[POOLED][0].flatten(1) if POOLED in read else None
-        return Outputs(_widen(logits), read.get(MAPS, ()), read.get(PREACT, ()), pooled)
+        spatial = read[SPATIAL][0] if SPATIAL in read else None
+        return Outputs(_widen(logits), read.get(MAPS, ()), read.get(PREACT, ()), pooled, spatial)
 
     def _read(self, tap: str) -> Tensor:
         if tap not in self._seen:
@@ -186,7 +227,7 @@ class TappedModel:
                 f"what tap {tap!r} read was changed in place by a later module",
                 "make that one not in-place, e.g. ReLU(inplace=False), or tap its output",
             )
-        return _widen(value)
+        return _widen(_as_map(value, tap))
 
     def close(self) -> None:
         """Remove the hooks; the model is as it was before."""
@@ -213,15 +254,31 @@ def probe(model: nn.Module, taps: Taps, roles: Iterable[str], image: Tensor) -> 
         maps=tuple(tuple(m.shape[1:]) for m in out.maps),
         preact=tuple(tuple(m.shape[1:]) for m in out.preact),
         pooled=0 if out.pooled is None else out.pooled.shape[1],
+        spatial=() if out.spatial is None else tuple(out.spatial.shape[1:]),
     )
+
+
+def _as_map(value: Tensor, tap: str) -> Tensor:
+    """Tokens, or channels that come last, as a map ``(B, C, H, W)``."""
+    side = tap.partition(":")[2]
+    if side == "nhwc" and value.dim() == 4:
+        return value.permute(0, 3, 1, 2)
+    if side == "tokens" and value.dim() == 3:
+        size = math.isqrt(value.shape[1])
+        columns = value[:, -size * size :].transpose(1, 2)
+        return columns.reshape(*columns.shape[:2], size, size)
+    if side in ("nhwc", "tokens"):
+        raise ConfigError(f"tap {tap!r} gives {_describe(value)}", f"leave ':{side}' out")
+    return value
 
 
 def _check_tap(tap: str, modules: dict[str, nn.Module]) -> None:
     path, _, side = tap.partition(":")
     if path not in modules:
         raise ConfigError(f"no module for tap {tap!r}", did_you_mean(path, filter(None, modules)))
-    if side not in ("", "input", "output"):
-        raise ConfigError(f"tap {tap!r} ends in {side!r}", "end it in 'input', 'output' or nothing")
+    if side not in SIDES:
+        sides = ", ".join(repr(side) for side in SIDES if side)
+        raise ConfigError(f"tap {tap!r} ends in {side!r}", f"end it in {sides} or nothing")
 
 
 def _describe(value: object) -> str:

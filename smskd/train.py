@@ -10,21 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from smskd.data import Batch, Batches
 from smskd.errors import DivergedError
-from smskd.frozen import Frozen
+from smskd.frozen import Frozen, Live
 from smskd.meter import Meter, Row
-from smskd.methods.base import Signals, Terms
+from smskd.methods.base import Networks, Signals, Terms
 from smskd.methods.objective import Objective
+from smskd.modes import fixed_statistics
 from smskd.precision import autocast, tensor_cores
 from smskd.reference import Anchor
-from smskd.settings import Training
-from smskd.taps import Outputs, TappedModel
+from smskd.settings import Precision, Training
+from smskd.taps import CLASSIFIER, FEATURES, Network, Outputs, TappedModel
 
 
 @dataclass
@@ -52,6 +54,28 @@ class StageRun:
     first_epoch: int = 0
     epoch: int = 0
     history: list[Row] = field(default_factory=list)
+
+    @property
+    def reaches_networks(self) -> bool:
+        """Whether a method asks for the networks themselves."""
+        needs = self.objective.needs
+        return bool((needs.student_roles | needs.teacher_roles) - FEATURES)
+
+    def networks(self, images: Tensor) -> Networks:
+        """The networks for methods that run them on other images or read their classifiers."""
+        precision, needs = self.training.precision, self.objective.needs
+        teachers = [teacher for teacher in self.teachers if isinstance(teacher, Live)]
+        origins = [Network(t.origin, t.network.taps) for t in teachers]
+        student = Network(self.student.model, self.student.taps)
+        return Networks(
+            images,
+            student=partial(run_again, self.student, precision),
+            teachers=tuple(partial(run_frozen, t.network, precision) for t in teachers),
+            student_classifier=student.classifier if CLASSIFIER in needs.student_roles else None,
+            teacher_classifiers=tuple(n.classifier for n in origins)
+            if CLASSIFIER in needs.teacher_roles
+            else (),
+        )
 
     def deployed(self) -> nn.Module:
         """What is evaluated: the student, in its method's wrapper if it has one."""
@@ -156,7 +180,10 @@ def step_terms(run: StageRun, batch: Batch, epoch: int, meter: Meter) -> tuple[T
         with torch.no_grad():
             teachers = tuple(teacher(batch) for teacher in run.teachers)
             said = run.anchor.network(batch) if run.anchor else None
-    signals = Signals(student, teachers, batch.labels, batch.index, epoch, run.training.epochs)
+    networks = run.networks(batch.images) if run.reaches_networks else None
+    signals = Signals(
+        student, teachers, batch.labels, batch.index, epoch, run.training.epochs, networks
+    )
     return loss_terms(run, signals, said, meter)
 
 
@@ -171,6 +198,18 @@ def loss_terms(
         meter.add_weights(weights)
     meter.add(signals, {**task, **distill})
     return task, distill
+
+
+def run_again(student: TappedModel, precision: Precision, images: Tensor) -> Outputs:
+    """Run the student on more images of a step; its running statistics do not move."""
+    with autocast(precision, images.device), fixed_statistics(student.model):
+        return student.run(images)
+
+
+def run_frozen(network: TappedModel, precision: Precision, images: Tensor) -> Outputs:
+    """Run a frozen network on other images."""
+    with autocast(precision, images.device), torch.no_grad():
+        return network.run(images)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

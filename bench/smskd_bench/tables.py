@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 from smskd.datasets import dataset_info
+from smskd.methods import MODIFIERS
 from smskd.methods.base import Needs
 from smskd.output_table import DTYPES, LOGITS, Storage
 from smskd.settings import Precision
-from smskd.taps import POOLED
+from smskd.taps import CLASSIFIER, POOLED
 from smskd.views import Augmentation
 from smskd_bench.cost import network_cost, num_train, pooled_width
 from smskd_bench.plan import Plan
@@ -118,7 +119,7 @@ def plan_tables(plan: Plan, dtype: Storage = "fp16") -> dict[TableKey, TablePlan
 def frozen_uses(spec: StageSpec, plan: Plan) -> list[FrozenUse]:
     """The frozen networks that one stage run reads, whether from a table or live."""
     roles = _needs(spec, plan).teacher_roles
-    others = sorted(roles - {POOLED})
+    others = sorted(roles - {POOLED, CLASSIFIER})
     why = f"its {' and '.join(others)} are read, which no table holds" if others else ""
     uses = [FrozenUse(key, "teacher", POOLED in roles, why) for key in spec.teachers]
     if spec.reference is not None and spec.parent is not None:
@@ -241,4 +242,6 @@ def _why_not(live: int, built: float, views: int, reasons: list[str]) -> str:
 
 def _needs(spec: StageSpec, plan: Plan) -> Needs:
     methods = plan.loaded.methods
-    return reduce(or_, (methods[method.name].needs for method in spec.methods))
+    needs = [methods[method.name].needs for method in spec.methods]
+    needs += [MODIFIERS[named.name].needs for method in spec.methods for named in method.modifiers]
+    return reduce(or_, needs)

@@ -37,6 +37,7 @@ class AT(Method):
 
     name: ClassVar[str] = "at"
     kind: ClassVar[str] = "feature"
+    paper: ClassVar[str] = "Zagoruyko 2017, arXiv 1612.03928"
     needs: ClassVar[Needs] = Needs.features("maps")
 
     weight: float = 1000.0

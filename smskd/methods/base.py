@@ -1,16 +1,16 @@
 """The contract between the training loop and a distillation method.
 
 A method is a frozen dataclass of hyper-parameters with one loss. The loop knows only this file;
-``docs/methods.md`` says how the unusual methods (memory banks, two phases, several teachers, their
-own optimiser, extra inference modules) fit it.
+``docs/methods.md`` says how the unusual methods (memory banks, two phases, several teachers, other
+views, their own optimiser, extra inference modules) fit it.
 
-Shapes: B batch, K classes.
+Shapes: B batch, K classes, C channels, H and W height and width.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
@@ -19,11 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.errors import ConfigError
-from smskd.settings import STRICT
-from smskd.taps import Outputs, Shapes, Taps
+from smskd.settings import STRICT, check_choices
+from smskd.taps import Network, Outputs, Shapes, Taps
 
 Terms = dict[str, Tensor]
 """Named loss terms, each a scalar that already carries its weight; their sum is the loss."""
+
+KINDS = ("none", "response", "feature", "relation", "self", "online")
+"""What a method learns from: labels only, logits, features, relations, itself, its peers."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,20 @@ class Needs:
 
     Attributes:
         teacher: Whether the teacher has to be run at all.
-        student_roles: Features read from the student: "maps", "preact", "pooled".
-        teacher_roles: Features read from every teacher.
+        student_roles: What is asked of the student: features ("maps", "preact", "pooled",
+            "spatial"), or a module ("classifier", "network") in ``Signals.networks``.
+        teacher_roles: The same, of every teacher.
+        index: Whether the positions of samples in the training set are read.
     """
 
     teacher: bool = True
     student_roles: frozenset[str] = frozenset()
     teacher_roles: frozenset[str] = frozenset()
+    index: bool = False
 
     @classmethod
     def features(cls, *roles: str) -> Needs:
-        """Need the same features of both networks."""
+        """Need the same of both networks."""
         return cls(True, frozenset(roles), frozenset(roles))
 
     def __or__(self, other: Needs) -> Needs:
@@ -50,12 +56,13 @@ class Needs:
             self.teacher or other.teacher,
             self.student_roles | other.student_roles,
             self.teacher_roles | other.teacher_roles,
+            self.index or other.index,
         )
 
 
 @dataclass(frozen=True)
 class PairShapes:
-    """Sizes known when a method builds its modules.
+    """What is known when a method builds its modules.
 
     Attributes:
         student: Tap shapes of the student.
@@ -64,8 +71,12 @@ class PairShapes:
         train_labels: Classes of all training samples ``(N,)``, for methods that draw negatives;
             None if they are not known beforehand (a loader).
         student_taps: Where the student's features are, for methods that wrap it for inference.
-        teacher_models: The frozen teachers, for methods that reuse a part of one (its classifier,
+        teacher_networks: The frozen teachers, for methods that reuse a part of one (its classifier,
             its normalisation statistics); empty where only shapes are known.
+        new_student: Builds another untrained student, its weights drawn from torch's global
+            generator, for peers; None where only shapes are known.
+        batch_size: Samples a step, 0 if unknown; an epoch's last batch may be smaller.
+        image: ``(C, H, W)`` of an image, empty if unknown.
     """
 
     student: Shapes
@@ -73,12 +84,35 @@ class PairShapes:
     num_train: int = 0
     train_labels: Tensor | None = None
     student_taps: Taps = field(default_factory=Taps)
-    teacher_models: tuple[nn.Module, ...] = ()
+    teacher_networks: tuple[Network, ...] = ()
+    new_student: Callable[[], nn.Module] | None = None
+    batch_size: int = 0
+    image: tuple[int, ...] = ()
 
     @property
     def teacher(self) -> Shapes:
         """The first (usually the only) teacher."""
         return self.teachers[0]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a step themselves, for methods that ask for the role of a module.
+
+    Attributes:
+        images: What the student was shown, ``(B, C, H, W)``.
+        student: Runs the student on other images, with gradients. Its batch norms normalise by the
+            batch as in training, but only the loop's own pass moves their running statistics.
+        teachers: Runs each teacher on other images, without gradients.
+        student_classifier: The student's last linear layer, trained; None unless asked for.
+        teacher_classifiers: Those of the teachers, frozen; empty unless asked for.
+    """
+
+    images: Tensor
+    student: Callable[[Tensor], Outputs]
+    teachers: tuple[Callable[[Tensor], Outputs], ...] = ()
+    student_classifier: nn.Linear | None = None
+    teacher_classifiers: tuple[nn.Linear, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +126,8 @@ class Signals:
         index: Position of each sample in the training set ``(B,)``.
         epoch: Epoch within the stage, counted from 1.
         epochs: Length of the stage.
+        networks: The networks themselves; None unless a module's role is asked for.
+        weights: Factor on each sample's distillation loss ``(B,)``, set by modifiers; None is 1.
     """
 
     student: Outputs
@@ -100,11 +136,17 @@ class Signals:
     index: Tensor
     epoch: int = 1
     epochs: int = 1
+    networks: Networks | None = None
+    weights: Tensor | None = None
 
     @property
     def teacher(self) -> Outputs:
         """The first (usually the only) teacher."""
         return self.teachers[0]
+
+    def mean(self, losses: Tensor) -> Tensor:
+        """Mean of the samples' losses ``(B,)``, each times its weight."""
+        return losses.mean() if self.weights is None else (self.weights * losses).mean()
 
     def with_logits(self, student: Tensor, teachers: Sequence[Tensor]) -> Signals:
         """The same signals with other logits, for modifiers."""
@@ -117,39 +159,61 @@ class Signals:
         )
 
 
+class Component(ABC):
+    """What methods and modifiers have in common."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    """Raised when a change of the code changes results; part of the key of a stage run."""
+    draws_random: ClassVar[bool] = False
+    """Whether the loss draws from torch's generators; seeds are then not trained as one network."""
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        _check_ranges(self)
+
+    def check(self, shapes: PairShapes) -> str | None:
+        """Why this cannot work with this pair, or None."""
+        return None
+
+    def build(self, shapes: PairShapes) -> nn.Module:
+        """Modules of its own: trained with the student, new in each stage, dropped after.
+
+        Buffers of the module are part of checkpoints, so state (a memory bank) belongs there.
+        """
+        return nn.Module()
+
+    def make_optimizer(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer | None:
+        """An optimiser of its own (DOT), or None for the recipe's.
+
+        Args:
+            groups: One group: "params", and the recipe's lr, momentum, weight_decay, nesterov.
+        """
+        return None
+
+    def descend(self, task: Terms, distill: Terms, optimizer: torch.optim.Optimizer) -> None:
+        """One optimiser step; who treats the two gradients differently overrides it."""
+        optimizer.zero_grad(set_to_none=True)
+        total(task, distill).backward()
+        optimizer.step()
+
+
 @dataclass(frozen=True)
-class Method(ABC):
+class Method(Component):
     """One distillation method: hyper-parameters as fields, the loss as a method.
 
     Attributes:
         ce_weight: Weight of the cross-entropy on the labels.
     """
 
-    name: ClassVar[str]
     kind: ClassVar[str]
-    """One of: none, response, feature, relation."""
-    version: ClassVar[int] = 1
-    """Raised when a change of the code changes results; part of the key of a stage run."""
+    """One of :data:`KINDS`."""
+    paper: ClassVar[str] = ""
+    """Short name of the paper, e.g. ``Hinton 2015, arXiv 1503.02531``."""
     needs: ClassVar[Needs] = Needs()
-    draws_random: ClassVar[bool] = False
-    """Whether the loss draws from torch's generators; seeds are then not trained as one network."""
-    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     ce_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_ranges(self)
-
-    def check(self, shapes: PairShapes) -> str | None:
-        """Why this method cannot work with this pair, or None."""
-        return None
-
-    def build(self, shapes: PairShapes) -> nn.Module:
-        """Modules of the method's own: trained with the student, new in each stage, dropped after.
-
-        Buffers of the module are part of checkpoints, so state (a memory bank) belongs there.
-        """
-        return nn.Module()
 
     def task(self, signals: Signals) -> Terms:
         """The loss on the labels."""
@@ -162,48 +226,39 @@ class Method(ABC):
     def distill(self, signals: Signals, modules: nn.Module) -> Terms:
         """The loss on the teachers' signals; ``modules`` is what :meth:`build` returned."""
 
-    def make_optimizer(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer | None:
-        """An optimiser of the method's own (DOT), or None for the recipe's.
-
-        Args:
-            groups: One group: "params", and the recipe's lr, momentum, weight_decay, nesterov.
-        """
-        return None
-
-    def descend(self, task: Terms, distill: Terms, optimizer: torch.optim.Optimizer) -> None:
-        """One optimiser step; methods that treat the two gradients differently override it."""
-        optimizer.zero_grad(set_to_none=True)
-        total(task, distill).backward()
-        optimizer.step()
-
     def inference_model(self, student: nn.Module, modules: nn.Module) -> nn.Module:
         """What is evaluated and exported; methods that keep modules (SimKD) wrap the student."""
         return student
 
 
 @dataclass(frozen=True)
-class Modifier(ABC):
-    """Changes the signals that a method's ``distill`` sees; the label loss sees the originals."""
+class Modifier(Component):
+    """Changes what a method's ``distill`` sees, or what becomes of its loss.
 
-    name: ClassVar[str]
-    version: ClassVar[int] = 1
-    draws_random: ClassVar[bool] = False
-    """As in :class:`Method`."""
-    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+    The label loss sees the original signals. Override :meth:`modify` to change the signals,
+    :meth:`around` to do more.
+    """
 
-    def build(self, shapes: PairShapes) -> nn.Module:
-        """Modules of the modifier's own (a learned temperature)."""
-        return nn.Module()
+    paper: ClassVar[str] = ""
+    needs: ClassVar[Needs] = Needs(teacher=False)
 
-    @abstractmethod
     def modify(self, signals: Signals, modules: nn.Module) -> Signals:
-        """Return the signals to distil from."""
+        """The signals to distil from."""
+        return signals
+
+    def around(
+        self, distill: Callable[[Signals], Terms], signals: Signals, modules: nn.Module
+    ) -> Terms:
+        """The terms of the modified method; ``distill`` gives those of the method itself."""
+        return distill(self.modify(signals, modules))
 
 
-def _check_ranges(settings: Method) -> None:
+def _check_ranges(settings: Component) -> None:
     """Refuse what no method can mean: negative weights, temperatures that are not above 0."""
-    for name in (entry.name for entry in fields(settings)):
+    for name in (entry.name for entry in fields(settings)):  # type: ignore[arg-type]
         value = getattr(settings, name)
+        if not isinstance(value, int | float):
+            continue
         if "temperature" in name and value <= 0:
             raise ConfigError(f"{settings.name}: {name} must be above 0, but it is {value}")
         if "weight" in name and value < 0:

@@ -39,6 +39,7 @@ class DKD(Method):
 
     name: ClassVar[str] = "dkd"
     kind: ClassVar[str] = "response"
+    paper: ClassVar[str] = "Zhao 2022, arXiv 2203.08679"
     needs: ClassVar[Needs] = Needs()
 
     alpha: float = 1.0
@@ -63,8 +64,8 @@ class DKD(Method):
         binary_t, others_t = decouple(signals.teacher.logits / self.temperature, is_target)
         scale = self._ramp(signals.epoch) * self.temperature**2
         return {
-            "tckd": scale * self.alpha * _mean_kl(binary_s, binary_t),
-            "nckd": scale * self.beta * _mean_kl(others_s, others_t),
+            "tckd": scale * self.alpha * signals.mean(_kl(binary_s, binary_t)),
+            "nckd": scale * self.beta * signals.mean(_kl(others_s, others_t)),
         }
 
     def _ramp(self, epoch: int) -> float:
@@ -89,5 +90,5 @@ def decouple(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
     return binary, F.log_softmax(log_rest, dim=1).masked_fill(is_target, 0.0)
 
 
-def _mean_kl(log_s: Tensor, log_t: Tensor) -> Tensor:
-    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1).mean()
+def _kl(log_s: Tensor, log_t: Tensor) -> Tensor:
+    return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)

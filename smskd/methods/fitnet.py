@@ -37,6 +37,7 @@ class FitNet(Method):
 
     name: ClassVar[str] = "fitnet"
     kind: ClassVar[str] = "feature"
+    paper: ClassVar[str] = "Romero 2015, arXiv 1412.6550"
     needs: ClassVar[Needs] = Needs.features("maps")
 
     weight: float = 100.0

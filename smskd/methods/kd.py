@@ -27,6 +27,7 @@ class KD(Method):
 
     name: ClassVar[str] = "kd"
     kind: ClassVar[str] = "response"
+    paper: ClassVar[str] = "Hinton 2015, arXiv 1503.02531"
     needs: ClassVar[Needs] = Needs()
 
     ce_weight: float = 0.1
@@ -36,7 +37,7 @@ class KD(Method):
     def distill(self, signals: Signals, modules: nn.Module) -> Terms:
         """Softened KL from the first teacher."""
         kl = softened_kl(signals.student.logits, signals.teacher.logits, self.temperature)
-        return {"kd": self.weight * kl.mean()}
+        return {"kd": self.weight * signals.mean(kl)}
 
 
 def softened_kl(logits_s: Tensor, logits_t: Tensor, temperature: float) -> Tensor:

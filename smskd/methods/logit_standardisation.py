@@ -21,7 +21,6 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from smskd.errors import IncompatibleError
 from smskd.methods.base import Modifier, PairShapes, Signals
 
 EPSILON = 1e-7
@@ -32,20 +31,16 @@ class LogitStandardisation(Modifier):
     """Standardise the logits of student and teachers; no hyper-parameters."""
 
     name: ClassVar[str] = "logit_standardisation"
+    paper: ClassVar[str] = "Sun 2024, arXiv 2403.01427"
 
-    def build(self, shapes: PairShapes) -> nn.Module:
-        """No modules.
-
-        Raises:
-            IncompatibleError: there is only one class, so no deviation.
-        """
+    def check(self, shapes: PairShapes) -> str | None:
+        """One class has no deviation."""
         if shapes.student.num_classes < 2:
-            raise IncompatibleError(
-                f"{self.name} cannot work with {shapes.student.num_classes} classes: "
-                "it needs the standard deviation over at least 2",
-                "leave the modifier out",
+            return (
+                f"{shapes.student.num_classes} classes; expected at least 2, over which the "
+                "standard deviation is taken"
             )
-        return super().build(shapes)
+        return None
 
     def modify(self, signals: Signals, modules: nn.Module) -> Signals:
         """The signals with standardised logits."""

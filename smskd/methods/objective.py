@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 
 import torch
 from torch import nn
 
 from smskd.errors import ConfigError, IncompatibleError
-from smskd.methods.base import Method, Modifier, Needs, PairShapes, Signals, Terms
+from smskd.methods.base import Component, Method, Modifier, Needs, PairShapes, Signals, Terms
+from smskd.taps import FEATURES
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,16 @@ class Part:
 
     method: Method
     modifiers: tuple[Modifier, ...] = ()
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The method, then its modifiers."""
+        return (self.method, *self.modifiers)
+
+    @property
+    def needs(self) -> Needs:
+        """What method and modifiers must be given together."""
+        return reduce(or_, (modifier.needs for modifier in self.modifiers), self.method.needs)
 
 
 class Objective(nn.Module):
@@ -43,7 +54,7 @@ class Objective(nn.Module):
 
     Raises:
         ConfigError: no methods, or two that each bring their own optimiser.
-        IncompatibleError: a method cannot work with these networks.
+        IncompatibleError: a method or modifier cannot work with these networks.
     """
 
     def __init__(
@@ -70,7 +81,7 @@ class Objective(nn.Module):
     @property
     def needs(self) -> Needs:
         """What any of the methods must be given."""
-        return reduce(or_, (part.method.needs for part in self.parts))
+        return reduce(or_, (part.needs for part in self.parts))
 
     def check(self, shapes: PairShapes) -> None:
         """Refuse a pair of networks that a method cannot work with.
@@ -78,11 +89,7 @@ class Objective(nn.Module):
         Raises:
             IncompatibleError: with each such method's reason.
         """
-        reasons = {
-            name: reason
-            for name, part in zip(self._names, self.parts, strict=True)
-            if (reason := _why_not(part.method, shapes)) is not None
-        }
+        reasons = why_not(self.parts, shapes)
         if reasons:
             lines = [f"{name} cannot work with this pair: {why}" for name, why in reasons.items()]
             raise IncompatibleError(
@@ -97,8 +104,7 @@ class Objective(nn.Module):
             self.parts, self.method_modules, self.modifier_modules, strict=True
         ):
             task.append(part.method.task(signals))
-            modified = _modify(part, modifiers, signals)
-            terms = part.method.distill(modified, module)
+            terms = _modified(part, module, modifiers)(signals)
             distill.append({name: self.method_weight * term for name, term in terms.items()})
         return _summed(task), self._labelled(distill)
 
@@ -127,8 +133,9 @@ class Objective(nn.Module):
         """Why one optimiser step cannot serve this objective and another seed's, or None."""
         if _has_own_steps(type(self._driver)):
             return f"{self._driver.name} takes its optimiser's steps itself"
-        draws = [p.method.name for p in self.parts if p.method.draws_random]
-        draws += [m.name for p in self.parts for m in p.modifiers if m.draws_random]
+        if self.needs.student_roles - FEATURES:
+            return "a method reaches into the student itself"
+        draws = [c.name for part in self.parts for c in part.components if c.draws_random]
         if draws:
             return f"{' and '.join(draws)} draw random numbers, which are each seed's own"
         return None
@@ -175,29 +182,43 @@ def _part_names(parts: Sequence[Part]) -> list[str]:
     return names
 
 
-def _driver(parts: Sequence[Part]) -> Method:
-    """The method that takes the optimiser's steps: the one with its own way, else the first."""
-    own = [part.method for part in parts if _has_own_steps(type(part.method))]
+def _driver(parts: Sequence[Part]) -> Component:
+    """Who takes the optimiser's steps: the one with its own way, else the first method."""
+    own = [c for part in parts for c in part.components if _has_own_steps(type(c))]
     if len(own) > 1:
         raise ConfigError(
-            f"{' and '.join(method.name for method in own)} each bring their own optimiser, "
+            f"{' and '.join(component.name for component in own)} each bring their own optimiser, "
             "but a stage has one",
             "put them into different stages",
         )
     return own[0] if own else parts[0].method
 
 
-def _has_own_steps(method: type[Method]) -> bool:
-    # The optimiser and the way to step it belong together, so either makes a method the driver.
+def _has_own_steps(component: type[Component]) -> bool:
+    # The optimiser and the way to step it belong together, so either makes its owner the driver.
     return (
-        method.make_optimizer is not Method.make_optimizer or method.descend is not Method.descend
+        component.make_optimizer is not Component.make_optimizer
+        or component.descend is not Component.descend
     )
+
+
+def why_not(parts: Sequence[Part], shapes: PairShapes) -> dict[str, str]:
+    """Why methods and modifiers cannot work with a pair, by name; empty if all can."""
+    found: dict[str, str] = {}
+    for name, part in zip(_part_names(parts), parts, strict=True):
+        reasons = [_why_not(part.method, shapes), *(m.check(shapes) for m in part.modifiers)]
+        for component, reason in zip(part.components, reasons, strict=True):
+            if reason is not None:
+                found[name if component is part.method else component.name] = reason
+    return found
 
 
 def _why_not(method: Method, shapes: PairShapes) -> str | None:
     """Conditions that hold for every method of a kind, then the method's own."""
     if method.needs.teacher and not shapes.teachers:
         return "it was given no teacher (expected at least 1)"
+    if method.needs.index and not shapes.num_train:
+        return "it keeps an entry for each training sample, but their number is unknown (expected)"
     if method.kind == "response":
         classes = [teacher.num_classes for teacher in shapes.teachers]
         if any(number != shapes.student.num_classes for number in classes):
@@ -208,10 +229,22 @@ def _why_not(method: Method, shapes: PairShapes) -> str | None:
     return method.check(shapes)
 
 
-def _modify(part: Part, modules: nn.Module, signals: Signals) -> Signals:
-    for modifier, module in zip(part.modifiers, modules.children(), strict=True):
-        signals = modifier.modify(signals, module)
-    return signals
+def _modified(part: Part, module: nn.Module, modifiers: nn.Module) -> Callable[[Signals], Terms]:
+    """The method's loss as its modifiers leave it; the first modifier sees the signals first."""
+
+    def distill(signals: Signals) -> Terms:
+        return part.method.distill(signals, module)
+
+    layers = list(zip(part.modifiers, modifiers.children(), strict=True))
+    for modifier, own in reversed(layers):
+        distill = partial(_around, modifier, own, distill)
+    return distill
+
+
+def _around(
+    modifier: Modifier, modules: nn.Module, distill: Callable[[Signals], Terms], signals: Signals
+) -> Terms:
+    return modifier.around(distill, signals, modules)
 
 
 def _summed(groups: list[Terms]) -> Terms:

@@ -39,6 +39,7 @@ class RKD(Method):
 
     name: ClassVar[str] = "rkd"
     kind: ClassVar[str] = "relation"
+    paper: ClassVar[str] = "Park 2019, arXiv 1904.05068"
     needs: ClassVar[Needs] = Needs.features("pooled")
 
     weight: float = 1.0

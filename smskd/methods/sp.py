@@ -31,6 +31,7 @@ class SP(Method):
 
     name: ClassVar[str] = "sp"
     kind: ClassVar[str] = "relation"
+    paper: ClassVar[str] = "Tung 2019, arXiv 1907.09682"
     needs: ClassVar[Needs] = Needs.features("maps")
 
     weight: float = 3000.0

@@ -137,6 +137,7 @@ MOBILENET_V2_TAPS = Taps(
     preact=("conv1.2:input", *_TAPPED),
     pooled="classifier.0:input",
     classifier="classifier.0",
+    spatial="conv2",
 )
 """Taps of every width: f0 is the stem after its ReLU, f1 to f4 the stages before each halving."""
 

@@ -100,6 +100,7 @@ def bottleneck_taps(blocks: Blocks) -> Taps:
         preact=("relu:input", *(f"{block}.relu3:input" for block in last)),
         pooled="linear:input",
         classifier="linear",
+        spatial=stages[-1],
     )
 
 

@@ -90,6 +90,7 @@ def resnet_taps(depth: int) -> Taps:
         preact=("relu:input", *(f"{stage}.{last}.relu2:input" for stage in stages)),
         pooled="fc:input",
         classifier="fc",
+        spatial=stages[-1],
     )
 
 

@@ -100,6 +100,7 @@ SHUFFLENET_V1_TAPS = Taps(
     ),
     pooled="linear:input",
     classifier="linear",
+    spatial="layer3",
 )
 """Taps: f0 is the stem after its ReLU, f1 to f3 are the stages."""
 

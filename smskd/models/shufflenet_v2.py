@@ -130,6 +130,7 @@ SHUFFLENET_V2_TAPS = Taps(
     ),
     pooled="linear:input",
     classifier="linear",
+    spatial="relu2",
 )
 """Taps: f0 is the stem after its ReLU, f1 to f3 are the stages.
 

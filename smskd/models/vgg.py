@@ -81,6 +81,7 @@ VGG_TAPS = Taps(
     preact=tuple(f"relus.{i}:input" for i in range(len(WIDTHS))),
     pooled="classifier:input",
     classifier="classifier",
+    spatial=f"relus.{len(WIDTHS) - 1}",
 )
 """Taps of every VGG: f0 to f4 are the blocks after their last ReLU, before the pool."""
 

@@ -112,6 +112,7 @@ WRN_TAPS = Taps(
     preact=("block1.layer.0.bn1", "block2.layer.0.bn1", "block3.layer.0.bn1", "bn1"),
     pooled="fc:input",
     classifier="fc",
+    spatial="relu",
 )
 """Taps of every Wide ResNet: f0 is the stem's convolution, f1 to f3 are raw stage outputs."""
 
