@@ -87,7 +87,8 @@ def why_not(networks: Sequence[Network], images: Tensor) -> str | None:
         for role, there in ((MAPS, taps.maps), (PREACT, taps.preact), (POOLED, taps.pooled))
         if there
     )
-    batches = [images.roll(i, 0) for i in range(len(models))]
+    # Rolled in height too: of one image alone, all networks would be given the same.
+    batches = [images.roll((i, i), (0, 2)) for i in range(len(models))]
     try:
         with torch.no_grad(), TappedModel(folded, taps, roles) as tapped:
             together = split(tapped(torch.cat(batches, dim=1)), len(models))

@@ -10,6 +10,8 @@ Shapes: B batch, C channels, H and W height and width, K classes.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +22,11 @@ NUM_STAGES = 3
 
 Widths = tuple[int, int, int, int]
 """Channels of the stem and of the three stages."""
+
+
+SAFE_CHANNELS = 8
+"""With fewer input channels, torch 2.13 writes outside its memory in the weight gradient of a
+strided 1x1 convolution, channels last, on processors that have AVX2 but not AVX512."""
 
 
 class BasicBlock(nn.Module):
@@ -110,6 +117,21 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
 def _shortcut(in_channels: int, channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == channels:
         return nn.Identity()
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-    )
+    norm = nn.BatchNorm2d(channels)
+    if in_channels >= SAFE_CHANNELS:
+        return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), norm)
+    conv = nn.Conv2d(in_channels, channels, 1, bias=False)
+    layers = {"every": EveryNth(stride), "0": conv, "1": norm}  # the keys of the usual form
+    return nn.Sequential(OrderedDict(layers))
+
+
+class EveryNth(nn.Module):
+    """Every ``stride``-th row and column: what a strided 1x1 convolution looks at."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C, H, W)`` to ``(B, C, H / stride, W / stride)``."""
+        return x[:, :, :: self.stride, :: self.stride]

@@ -1,4 +1,4 @@
-"""VGG networks for small images, with batch norm: ``vgg8`` and ``vgg13``.
+"""VGG networks for small images, with batch norm: ``vgg8`` to ``vgg19``.
 
 Paper: Simonyan, Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition",
 arXiv 1409.1556, table 1. As in the CRD and DKD code, whose state-dict keys and seeded initial
@@ -25,7 +25,10 @@ Convs = tuple[int, int, int, int, int]
 """Number of convolutions in each block."""
 
 VGG8: Convs = (1, 1, 1, 1, 1)
+VGG11: Convs = (1, 1, 2, 2, 2)
 VGG13: Convs = (2, 2, 2, 2, 2)
+VGG16: Convs = (2, 2, 3, 3, 3)
+VGG19: Convs = (2, 2, 4, 4, 4)
 
 
 class VGG(nn.Module):

@@ -1,7 +1,9 @@
 import csv
 import hashlib
 import platform
+import re
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from smskd.cost import model_cost, shapes_on_meta
 from smskd.errors import ConfigError, UnknownNameError
 from smskd.models import MODELS, build_model, model_entry, taps_of
-from smskd.taps import MAPS, POOLED, PREACT, TappedModel
+from smskd.taps import MAPS, POOLED, PREACT, SPATIAL, TappedModel
 
 ROLES = frozenset({MAPS, PREACT, POOLED})
 GOLDEN = Path(__file__).parents[1] / "golden" / "peer_params.csv"
 ROWS = list(csv.DictReader(GOLDEN.read_text().splitlines()))
 SMALL = ("resnet8_quarter", "resnet8", "wrn_16_1")
+OURS = [name for name, entry in MODELS.items() if not entry.extra]
+NARROW = {"resnet8_quarter", "resnet8_half", "resnet14_half"}
+"""No published code has them."""
 
 
 def row_id(row):
@@ -79,7 +84,7 @@ def test_costs_and_tap_shapes_equal_the_published_ones(row):
 
 
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (2, 9, 13)])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", OURS)
 def test_every_model_takes_any_image_of_8_pixels_or_more(name, image_shape):
     shapes = shapes_on_meta(name, 10, image_shape)
     assert shapes.num_classes == 10
@@ -87,6 +92,49 @@ def test_every_model_takes_any_image_of_8_pixels_or_more(name, image_shape):
     classifier = shapeless(name).get_submodule(taps_of(name).classifier)
     assert (classifier.in_features, classifier.out_features) == (shapes.pooled, 10)
     assert [m[1:] for m in shapes.maps] == [m[1:] for m in shapes.preact]
+    assert shapes.spatial[0] == shapes.pooled
+    assert shapes.spatial[1:] <= shapes.maps[-1][1:]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_spatial_map_averages_to_the_pooled_feature(name):
+    # In training mode: untrained running statistics let features fade to nothing.
+    model, images = seeded(name, 10), torch.rand(2, 3, 16, 16)
+    roles = frozenset({POOLED, SPATIAL})
+    with TappedModel(model, taps_of(name), roles) as tapped, torch.no_grad():
+        out = tapped(images)
+    assert out.pooled.abs().max() > 0
+    torch.testing.assert_close(out.spatial.mean((2, 3)), out.pooled, rtol=1e-5, atol=1e-6)
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+LISTED = re.findall(
+    r"^\| `([\w]+)` \| ([\d,]+) \| ([\d,.]+) M \| ([\dx, ]+) \| (\d+) \|$", DOCS, re.M
+)
+
+
+def test_the_documentation_lists_every_model():
+    assert [name for name, *_ in LISTED] == list(MODELS)
+
+
+@pytest.mark.parametrize("line", LISTED, ids=lambda line: line[0])
+def test_sizes_in_the_documentation(line):
+    name, parameters, macs, maps, pooled = line
+    if MODELS[name].extra:
+        if find_spec("timm") is None:
+            pytest.skip("timm is not installed")
+        size = MODELS[name].size
+    else:
+        cost = model_cost(shapeless(name, 100), (3, 32, 32))
+        size = cost.parameters, cost.macs
+    assert (parameters, macs) == (f"{size[0]:,}", f"{size[1] / 1e6:,.2f}")
+    shapes = shapes_on_meta(name, 100, (3, 32, 32))
+    assert (shapes.maps, str(shapes.pooled)) == (sizes(maps.replace(",", "")), pooled)
+
+
+def test_every_network_that_has_a_published_counterpart_is_compared_with_it():
+    assert {row["model"] for row in ROWS} == set(OURS) - NARROW
+    assert len(ROWS) == 23
 
 
 @pytest.mark.parametrize("image_shape", [(1, 8, 8), (3, 32, 32)])
@@ -123,7 +171,7 @@ def assert_pooled(name, model, out, last_map):
     torch.testing.assert_close(classifier(out.pooled), out.logits)
 
 
-@pytest.mark.parametrize("name", ["resnet14", "ResNet50", "vgg8", "ShuffleV1"])
+@pytest.mark.parametrize("name", ["resnet14", "ResNet18", "ResNet50", "vgg8", "ShuffleV1"])
 def test_most_taps_are_before_and_after_the_last_relu(name):
     model, out = said(name)
     for before, after in zip(out.preact, out.maps, strict=True):
@@ -161,13 +209,13 @@ def test_taps_of_shufflenet_v2_are_before_and_after_relu_and_shuffle():
 
 def test_no_module_overwrites_the_output_of_another():
     assert not any(
-        getattr(module, "inplace", False) for name in MODELS for module in shapeless(name).modules()
+        getattr(module, "inplace", False) for name in OURS for module in shapeless(name).modules()
     )
 
 
-def shapeless(name):
+def shapeless(name, num_classes=10):
     with torch.device("meta"):
-        return build_model(name, 10)
+        return build_model(name, num_classes)
 
 
 @pytest.mark.parametrize("name", ["resnet8_quarter", "resnet8x4", "wrn_16_2"])
