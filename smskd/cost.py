@@ -15,8 +15,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from smskd.models import build_model, taps_of
-from smskd.taps import MAPS, POOLED, PREACT, Shapes, probe
+from smskd.models import outline, taps_of
+from smskd.taps import MAPS, POOLED, PREACT, SPATIAL, Shapes, probe
 
 ImageShape = tuple[int, int, int]
 """``(C, H, W)``."""
@@ -59,10 +59,10 @@ def model_cost(model: nn.Module, image_shape: ImageShape) -> ModelCost:
 
 @cache
 def shapes_on_meta(name: str, num_classes: int, image_shape: ImageShape) -> Shapes:
-    """Sizes of all the taps of a model of the zoo; no weights are drawn.
+    """Sizes of all the taps of a model of the zoo; no random numbers are drawn.
 
     Args:
-        name: A key of ``MODELS``.
+        name: As in :func:`smskd.models.model_entry`.
         num_classes: K.
         image_shape: ``(C, H, W)``.
 
@@ -70,10 +70,9 @@ def shapes_on_meta(name: str, num_classes: int, image_shape: ImageShape) -> Shap
         UnknownNameError: no model has this name.
     """
     taps = taps_of(name)
-    offered = {MAPS: taps.maps, PREACT: taps.preact, POOLED: taps.pooled}
-    with torch.device("meta"):
-        model = build_model(name, num_classes, in_channels=image_shape[0])
-        image = torch.empty(1, *image_shape)
+    offered = {MAPS: taps.maps, PREACT: taps.preact, POOLED: taps.pooled, SPATIAL: taps.spatial}
+    model = outline(name, num_classes, *image_shape[:2])
+    image = torch.zeros(1, *image_shape, device=_device(model))
     return probe(model, taps, [role for role, tap in offered.items() if tap], image)
 
 

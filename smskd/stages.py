@@ -26,7 +26,7 @@ from smskd.frozen import Live
 from smskd.fused import fused
 from smskd.meter import Row
 from smskd.methods.base import Method, Needs, PairShapes
-from smskd.methods.objective import Objective, Part
+from smskd.methods.objective import Objective, Part, why_no_reference
 from smskd.output_table import OutputTable, TableSettings, drawn, looked_up
 from smskd.precision import check_precision
 from smskd.reference import Anchor, anchor_roles
@@ -390,6 +390,9 @@ def _check_stages(
         if stage.carry == "best_on_dev" and dev is None:
             raise ConfigError("carry='best_on_dev' needs a development set", "pass dev=...")
         reference = _active_reference(stage, number > 1)
+        before = [part.method for part in stages[number - 2].parts] if number > 1 else []
+        if number > 1 and (reason := why_no_reference(before, reference)) is not None:
+            raise IncompatibleError(f"stage {number}: {reason}", "give it reference=None")
         objective = build_objective(
             student, teachers, stage, reference, first.images[:1], number,
             num_train=batches.num_samples, train_labels=getattr(batches, "labels", None),
@@ -443,7 +446,20 @@ def _make_optimizer(
         "weight_decay": settings.weight_decay,
         "nesterov": settings.nesterov,
     }
-    return objective.make_optimizer([group]) or torch.optim.SGD([group], fused=True)
+    return objective.make_optimizer([group]) or _fused_sgd(group, trained)
+
+
+def _fused_sgd(group: dict[str, object], trained: list[nn.Parameter]) -> torch.optim.SGD:
+    """SGD in one kernel; every momentum starts at 0, which the first step leaves as its gradient.
+
+    Left to itself, torch's fused SGD cannot take a step in which some parameters have their first
+    gradient and others do not: methods of two phases have such steps.
+    """
+    optimizer = torch.optim.SGD([group], fused=True)
+    if group["momentum"]:
+        for parameter in trained:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _frozen(network: Network, roles: frozenset[str], image: Tensor) -> Live:

@@ -227,7 +227,7 @@ class TappedModel:
                 f"what tap {tap!r} read was changed in place by a later module",
                 "make that one not in-place, e.g. ReLU(inplace=False), or tap its output",
             )
-        return _widen(_as_map(value, tap))
+        return _widen(as_map(value, tap))
 
     def close(self) -> None:
         """Remove the hooks; the model is as it was before."""
@@ -258,8 +258,12 @@ def probe(model: nn.Module, taps: Taps, roles: Iterable[str], image: Tensor) -> 
     )
 
 
-def _as_map(value: Tensor, tap: str) -> Tensor:
-    """Tokens, or channels that come last, as a map ``(B, C, H, W)``."""
+def as_map(value: Tensor, tap: str) -> Tensor:
+    """Tokens, or channels that come last, as a map ``(B, C, H, W)``; ``tap`` ends in which it is.
+
+    Raises:
+        ConfigError: the tensor has another number of dimensions.
+    """
     side = tap.partition(":")[2]
     if side == "nhwc" and value.dim() == 4:
         return value.permute(0, 3, 1, 2)

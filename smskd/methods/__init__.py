@@ -11,15 +11,54 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
 from smskd.errors import ConfigError, did_you_mean, unknown_name
+from smskd.methods.ab import AB
 from smskd.methods.at import AT
 from smskd.methods.base import Method, Modifier, Needs, PairShapes, Signals
+from smskd.methods.byot import BYOT
+from smskd.methods.catkd import CATKD
+from smskd.methods.cc import CC
+from smskd.methods.cmkd import CMKD
+from smskd.methods.crd import CRD
+from smskd.methods.ctkd import CTKD
+from smskd.methods.dist import DIST
 from smskd.methods.dkd import DKD
+from smskd.methods.dml import DML
+from smskd.methods.dot import DOT
 from smskd.methods.fitnet import FitNet
+from smskd.methods.fsp import FSP
+from smskd.methods.ft import FT
+from smskd.methods.ickd import ICKD
+from smskd.methods.info_flow import InfoFlow
 from smskd.methods.kd import KD
+from smskd.methods.kdsvd import KDSVD
+from smskd.methods.label_smoothing import LabelSmoothing
 from smskd.methods.logit_standardisation import LogitStandardisation
+from smskd.methods.mgd import MGD
+from smskd.methods.mlld import MLLD
+from smskd.methods.mt_pkdot import MTPKDOT
+from smskd.methods.nkd import NKD
+from smskd.methods.nst import NST
+from smskd.methods.ofa import OFA
+from smskd.methods.ofd import OFD
+from smskd.methods.pkdot import PKDOT
+from smskd.methods.pkt import PKT
+from smskd.methods.r2kd import R2KD
+from smskd.methods.rdd import RDD
+from smskd.methods.reskd import ResKD
+from smskd.methods.reviewkd import ReviewKD
 from smskd.methods.rkd import RKD
 from smskd.methods.scratch import Scratch
+from smskd.methods.sdd import SDD
+from smskd.methods.semckd import SemCKD
+from smskd.methods.simkd import SimKD
 from smskd.methods.sp import SP
+from smskd.methods.srrl import SRRL
+from smskd.methods.ssd import SSD
+from smskd.methods.tfkd_reg import TfKDReg
+from smskd.methods.tfkd_self import TfKDSelf
+from smskd.methods.ttm import TTM
+from smskd.methods.vid import VID
+from smskd.methods.wttm import WTTM
 
 __all__ = [
     "METHODS",
@@ -42,10 +81,49 @@ METHODS: dict[str, type[Method]] = {
     "sp": SP,
     "rkd": RKD,
     "dkd": DKD,
+    "cc": CC,
+    "pkt": PKT,
+    "crd": CRD,
+    "ickd": ICKD,
+    "ssd": SSD,
+    "rdd": RDD,
+    "nst": NST,
+    "vid": VID,
+    "ab": AB,
+    "ft": FT,
+    "ofd": OFD,
+    "fsp": FSP,
+    "kdsvd": KDSVD,
+    "nkd": NKD,
+    "dist": DIST,
+    "mlld": MLLD,
+    "ttm": TTM,
+    "wttm": WTTM,
+    "tfkd_self": TfKDSelf,
+    "tfkd_reg": TfKDReg,
+    "label_smoothing": LabelSmoothing,
+    "dml": DML,
+    "byot": BYOT,
+    "ofa": OFA,
+    "reskd": ResKD,
+    "srrl": SRRL,
+    "semckd": SemCKD,
+    "reviewkd": ReviewKD,
+    "simkd": SimKD,
+    "mgd": MGD,
+    "catkd": CATKD,
+    "cmkd": CMKD,
+    "pkdot": PKDOT,
+    "mt_pkdot": MTPKDOT,
+    "r2kd": R2KD,
+    "info_flow": InfoFlow,
 }
 
 MODIFIERS: dict[str, type[Modifier]] = {
     "logit_standardisation": LogitStandardisation,
+    "ctkd": CTKD,
+    "sdd": SDD,
+    "dot": DOT,
 }
 
 PLUGIN_GROUP = "smskd.methods"

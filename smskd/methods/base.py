@@ -10,7 +10,7 @@ Shapes: B batch, K classes, C channels, H and W height and width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
@@ -167,6 +167,10 @@ class Component(ABC):
     """Raised when a change of the code changes results; part of the key of a stage run."""
     draws_random: ClassVar[bool] = False
     """Whether the loss draws from torch's generators; seeds are then not trained as one network."""
+    exempt: ClassVar[Mapping[str, str]] = {}
+    """Checks of :mod:`smskd.contract` that cannot hold, by name, each with its reason."""
+    silent: ClassVar[frozenset[str]] = frozenset()
+    """Settings that :mod:`smskd.contract` cannot see working on its small pairs (a large cap)."""
     __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     def __post_init__(self) -> None:
@@ -212,6 +216,8 @@ class Method(Component):
     paper: ClassVar[str] = ""
     """Short name of the paper, e.g. ``Hinton 2015, arXiv 1503.02531``."""
     needs: ClassVar[Needs] = Needs()
+    trains_classifier: ClassVar[bool] = True
+    """Whether the student's own logits learn; SimKD's do not, so they can hold no later stage."""
 
     ce_weight: float = 1.0
 
@@ -241,6 +247,8 @@ class Modifier(Component):
 
     paper: ClassVar[str] = ""
     needs: ClassVar[Needs] = Needs(teacher=False)
+    fits: ClassVar[tuple[str, ...]] = KINDS
+    """Kinds of methods whose loss it can change."""
 
     def modify(self, signals: Signals, modules: nn.Module) -> Signals:
         """The signals to distil from."""

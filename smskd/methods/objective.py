@@ -13,6 +13,7 @@ from torch import nn
 
 from smskd.errors import ConfigError, IncompatibleError
 from smskd.methods.base import Component, Method, Modifier, Needs, PairShapes, Signals, Terms
+from smskd.settings import Reference
 from smskd.taps import FEATURES
 
 
@@ -206,11 +207,25 @@ def why_not(parts: Sequence[Part], shapes: PairShapes) -> dict[str, str]:
     """Why methods and modifiers cannot work with a pair, by name; empty if all can."""
     found: dict[str, str] = {}
     for name, part in zip(_part_names(parts), parts, strict=True):
-        reasons = [_why_not(part.method, shapes), *(m.check(shapes) for m in part.modifiers)]
+        reasons = [_why_not(part.method, shapes)]
+        reasons += [_why_not_around(modifier, part.method, shapes) for modifier in part.modifiers]
         for component, reason in zip(part.components, reasons, strict=True):
             if reason is not None:
                 found[name if component is part.method else component.name] = reason
     return found
+
+
+def why_no_reference(before: Sequence[Method], reference: Reference | None) -> str | None:
+    """Why the student that these methods trained cannot hold the next stage, or None."""
+    if reference is None or reference.weight == 0.0 or reference.space != "logits":
+        return None
+    if any(method.trains_classifier for method in before):
+        return None
+    names = " and ".join(method.name for method in before)
+    return (
+        f"the reference compares logits, but those of a student of {names} are not trained "
+        "(expected another method in the stage before, no reference, or one in features space)"
+    )
 
 
 def _why_not(method: Method, shapes: PairShapes) -> str | None:
@@ -227,6 +242,15 @@ def _why_not(method: Method, shapes: PairShapes) -> str | None:
                 f"{' and '.join(map(str, classes))} (expected the same number)"
             )
     return method.check(shapes)
+
+
+def _why_not_around(modifier: Modifier, method: Method, shapes: PairShapes) -> str | None:
+    if method.kind not in modifier.fits:
+        kinds = " or ".join(modifier.fits)
+        return (
+            f"it cannot change the loss of {method.name}, a {method.kind} method (expected {kinds})"
+        )
+    return modifier.check(shapes)
 
 
 def _modified(part: Part, module: nn.Module, modifiers: nn.Module) -> Callable[[Signals], Terms]:
