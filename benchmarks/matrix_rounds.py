@@ -97,7 +97,7 @@ class Arena:
         self.clock, self.say = clock, say
         loaded = load_matrix(matrix)
         self.plan = make_plan(loaded)
-        teachers = {cell.teacher for cell in self.plan.cells}
+        teachers = {key for cell in self.plan.cells for key in cell.teachers}
         if len(teachers) != 1 or loaded.matrix.teacher.weights:
             raise ConfigError(
                 f"{matrix} has {len(teachers)} teachers or names weights",
@@ -134,7 +134,7 @@ class Arena:
         mine, theirs = (_result(store, cell.stages[-1]) for store in (alone, together))
         seconds = {key: _result(alone, key)["wall_seconds_last_session"] for key in only.nodes}
         return CellAlone(
-            cell.name, timed, seconds.get(cell.teacher, 0.0),
+            cell.name, timed, seconds.get(cell.teachers[0], 0.0),
             sum(seconds[key] for key in cell.stages),
             mine["test"]["top1"], theirs["test"]["top1"],
             mine["files"][WEIGHTS] == theirs["files"][WEIGHTS],

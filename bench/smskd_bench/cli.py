@@ -164,12 +164,37 @@ def leaderboard(matrix: Path, store: Path, only: str | None, form: str) -> None:
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(["methods", "models", "datasets", "targets"]))
+@click.argument(
+    "kind", type=click.Choice(["methods", "models", "datasets", "targets", "published"])
+)
 def list_names(kind: str) -> None:
-    """List what a matrix or an export can name."""
+    """List what a matrix or an export can name; published: what papers report."""
     from smskd_bench.listing import lines
 
     for line in lines(kind):
+        click.echo(line)
+
+
+@main.command("import")
+@click.argument("file", type=_FILE)
+@click.option("--model", required=True, help="A name from `list models`.")
+@click.option(
+    "--classes", type=click.IntRange(min=1), required=True, help="Classes it tells apart."
+)
+@click.option("--out", type=_FILE, required=True, help="File to write, e.g. teacher.safetensors.")
+@click.option(
+    "--channels", type=click.IntRange(min=1), default=3, show_default=True,
+    help="Channels of its images.",
+)  # fmt: skip
+@click.option(
+    "--image-size", type=click.IntRange(min=1),
+    help="Side of its images, for models that are made for one size.",
+)  # fmt: skip
+def import_weights(**options: Any) -> None:
+    """Turn a published checkpoint into weights that a matrix can name; no code in it is run."""
+    from smskd_bench import importing
+
+    for line in importing.import_file(importing.ImportRequest(**options)):
         click.echo(line)
 
 

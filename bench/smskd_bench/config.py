@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from smskd.datasets import DATASETS
-from smskd.errors import ConfigError, did_you_mean
+from smskd.errors import ConfigError, UsageError, did_you_mean
 from smskd.methods import METHODS, MODIFIERS, load_plugins
 from smskd.methods.base import Method, Modifier
-from smskd.models import MODELS
-from smskd_bench.matrix import Matrix
+from smskd.models import MODELS, model_entry
+from smskd_bench.matrix import STUDENT, Matrix
 from smskd_bench.matrix_checks import check_values
 from smskd_bench.problems import Problems, read_strictly
 from smskd_bench.yaml_reader import DocPath, YamlDocument, read_yaml
@@ -113,7 +113,7 @@ def _dropped(document: Document, path: DocPath) -> bool:
 
 def _harmless(key: str, index: int, entry: object) -> Document:
     if key == "pairs":
-        return {"teacher": f"?{index}", "student": "?"}
+        return {"teacher": [f"?{index}"], "student": "?"}
     name = entry.get("name") if isinstance(entry, dict) else None
     stages = [{"method": ["scratch"]}]
     return {"name": name if isinstance(name, str) else f"?{index}", "stages": stages}
@@ -126,9 +126,20 @@ def normalise(content: Document) -> Document:
         document["recipe"] = _with_epochs(document["recipe"])
     if isinstance(document.get("methods"), dict):
         document["methods"] = {k: _with_modifiers(v) for k, v in document["methods"].items()}
+    if isinstance(document.get("pairs"), list):
+        document["pairs"] = [_with_list(pair, "teacher") for pair in document["pairs"]]
     if isinstance(document.get("rows"), list):
         document["rows"] = [_normal_row(row) for row in document["rows"]]
+    if isinstance(document.get("assistants"), dict):
+        document["assistants"] = {k: _normal_row(v) for k, v in document["assistants"].items()}
     return document
+
+
+def _with_list(section: Any, key: str) -> Any:
+    """One name in place of a list of names."""
+    if isinstance(section, dict) and isinstance(section.get(key), str):
+        return {**section, key: [section[key]]}
+    return section
 
 
 def _normal_row(row: Any) -> Any:
@@ -155,7 +166,7 @@ def _normal_stage(stage: Any) -> Any:
         stage = {"method": stage}
     if "method" in stage and not isinstance(stage["method"], list):
         stage = {**stage, "method": [stage["method"]]}
-    return _with_reference(stage)
+    return _with_reference(_with_list(stage, "teacher"))
 
 
 def _with_epochs(section: Document) -> Document:
@@ -230,20 +241,29 @@ def _check_names(raw: Document, methods: Iterable[str], problems: Problems) -> N
         _known(dataset, ("dataset",), "name", "dataset", DATASETS, problems)
     for i, pair in enumerate(_dicts(raw.get("pairs"))):
         for role in ("teacher", "student"):
-            _known(pair, ("pairs", i), role, "model", MODELS, problems)
+            _known_model(pair, ("pairs", i), role, problems)
     teacher = raw.get("teacher")
     weights = teacher.get("weights") if isinstance(teacher, dict) else None
     for model in weights if isinstance(weights, dict) else ():
-        if model not in MODELS:
-            hint = did_you_mean(str(model), MODELS)
-            problems.add(("teacher", "weights", model), f"unknown model {model!r}; {hint}")
+        _check_model(str(model), ("teacher", "weights", model), problems)
     for i, row in enumerate(_dicts(raw.get("rows"))):
-        for j, stage in enumerate(_dicts(row.get("stages"))):
-            names = stage.get("method")
-            for name in names if isinstance(names, list) else ():
-                if isinstance(name, str) and name not in methods:
-                    hint = did_you_mean(name, methods)
-                    problems.add(("rows", i, "stages", j), f"unknown method {name!r}; {hint}")
+        _check_stage_methods(row, ("rows", i), methods, problems)
+    assistants = raw.get("assistants")
+    for name, section in assistants.items() if isinstance(assistants, dict) else ():
+        if isinstance(section, dict):
+            _known_model(section, ("assistants", name), "model", problems, (STUDENT,))
+            _check_stage_methods(section, ("assistants", name), methods, problems)
+
+
+def _check_stage_methods(
+    row: Document, path: DocPath, methods: Iterable[str], problems: Problems
+) -> None:
+    for j, stage in enumerate(_dicts(row.get("stages"))):
+        names = stage.get("method")
+        for name in names if isinstance(names, list) else ():
+            if isinstance(name, str) and name not in methods:
+                hint = did_you_mean(name, methods)
+                problems.add((*path, "stages", j), f"unknown method {name!r}; {hint}")
 
 
 def _known(
@@ -254,9 +274,27 @@ def _known(
     table: Mapping[str, object],
     problems: Problems,
 ) -> None:
-    name = section.get(key)
-    if isinstance(name, str) and name not in table:
-        problems.add((*path, key), f"unknown {kind} {name!r}; {did_you_mean(name, table)}")
+    given = section.get(key)
+    for name in given if isinstance(given, list) else [given]:
+        if isinstance(name, str) and name not in table:
+            problems.add((*path, key), f"unknown {kind} {name!r}; {did_you_mean(name, table)}")
+
+
+def _known_model(
+    section: Document, path: DocPath, key: str, problems: Problems, also: tuple[str, ...] = ()
+) -> None:
+    given = section.get(key)
+    for name in given if isinstance(given, list) else [given]:
+        if isinstance(name, str) and name not in also:
+            _check_model(name, (*path, key), problems, also)
+
+
+def _check_model(name: str, path: DocPath, problems: Problems, also: tuple[str, ...] = ()) -> None:
+    try:
+        model_entry(name)
+    except UsageError as error:
+        hint = did_you_mean(name, [*MODELS, *also]) if also else error.hint
+        problems.add(path, f"{error.message}; {hint}")
 
 
 def _dicts(value: Any) -> list[Document]:

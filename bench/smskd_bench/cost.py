@@ -54,7 +54,7 @@ def network_cost(model: str, dataset: str) -> ModelCost:
     """Parameters and MACs of one image of a network for a data set's image shape."""
     info = dataset_info(dataset)
     with seeded(0):  # drawing its weights must not move the stream that training draws from
-        network = build_model(model, info.num_classes, info.channels)
+        network = build_model(model, info.num_classes, info.channels, info.size)
     return model_cost(network, (info.channels, info.size, info.size))
 
 
@@ -63,7 +63,7 @@ def pooled_width(model: str, dataset: str) -> int:
     """Width of a network's pooled feature for a data set's image shape."""
     info = dataset_info(dataset)
     with seeded(0):
-        network = build_model(model, info.num_classes, info.channels)
+        network = build_model(model, info.num_classes, info.channels, info.size)
     image = torch.zeros(1, info.channels, info.size, info.size)
     return probe(network, taps_of(model), [POOLED], image).pooled
 

@@ -11,9 +11,11 @@ import torch
 from rich.console import Console
 
 from smskd_bench.calibration import FILE, Calibration, Progress, calibrate
+from smskd_bench.compatibility import check_plan
 from smskd_bench.config import load_matrix
 from smskd_bench.cost import plan_cost
 from smskd_bench.folds import choose_folds, folded_with
+from smskd_bench.importing import check_imports
 from smskd_bench.parallel import choose_workers
 from smskd_bench.plan import Plan, make_plan
 from smskd_bench.prediction import (
@@ -48,6 +50,8 @@ def dry_run(request: RunRequest, console: Console, notes: Console) -> None:
     done = {key for key in plan.nodes if store.is_done(key)}
     device = choose_device(request.device)
     left = [key for key in plan.nodes if key not in done]
+    check_imports(plan, left)
+    check_plan(plan, left)
     spread = choose_workers(paths.workers, plan, left, device, request.threads)
     spread = replace(spread, threads=request.threads or spread.threads)
     machine = Machine(device, spread.threads or torch.get_num_threads(), request.threads)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "smskd-bench", "torch", "numpy", "safetensors", "pydantic", "wandb", "onnx", "onnxruntime",
+    "smskd-bench", "torch", "torchvision", "timm", "numpy", "safetensors", "pydantic", "wandb",
+    "onnx", "onnxruntime",
 )  # fmt: skip
 
 

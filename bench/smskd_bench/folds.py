@@ -126,7 +126,7 @@ def _can_fold(model: str, dataset: str) -> bool:
     """Whether a student's layers can be folded at all; tried on a fresh one."""
     info = dataset_info(dataset)
     with seeded(0):
-        network = build_model(model, info.num_classes, info.channels)
+        network = build_model(model, info.num_classes, info.channels, info.size)
         image = torch.rand(1, info.channels, info.size, info.size)
     return why_not_foldable(Network(network, taps_of(model)), 2, image) is None
 

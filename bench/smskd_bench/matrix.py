@@ -38,18 +38,21 @@ class DatasetSection:
 
 @dataclass(frozen=True)
 class PairSection:
-    """A teacher-student pair; ``lr`` replaces the recipe's base rate for the student."""
+    """A teacher-student pair; ``lr`` replaces the recipe's base rate for the student.
+
+    Several teachers teach together; the first is the one whose confidence weights the reference.
+    """
 
     __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
-    teacher: str
+    teacher: tuple[str, ...]
     student: str
     lr: float | None = None
 
     @property
     def name(self) -> str:
-        """``teacher>student``, as the literature writes it."""
-        return f"{self.teacher}>{self.student}"
+        """``teacher>student``, as the literature writes it, or ``one+other>student``."""
+        return f"{'+'.join(self.teacher)}>{self.student}"
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,15 @@ class MethodSection:
 
 @dataclass(frozen=True)
 class StageSection:
-    """One stage of a row; None means what the row, then the recipe, says."""
+    """One stage of a row; None means what the row, then the recipe, says.
+
+    ``teacher`` names the assistants that teach it; None, or ``pair``, is the pair's teacher.
+    """
 
     __pydantic_config__: ClassVar[dict[str, object]] = STRICT
 
     method: tuple[str, ...]
+    teacher: tuple[str, ...] | None = None
     epochs: int | None = None
     schedule: Schedule | None = None
     init: Init | None = None
@@ -152,6 +159,37 @@ class RowSection:
 
 
 @dataclass(frozen=True)
+class AssistantSection:
+    """A network that is trained to teach: the middle of a chain, a generation, a wider copy.
+
+    It is trained once for each pair and seed that uses it, under the recipe.
+
+    Attributes:
+        model: A name from ``smskd-bench list models``, or ``student``: the pair's own.
+        stages: As in a row; their teachers are the pair's, or other assistants.
+        epochs: Replaces the recipe's.
+        lr: Base learning rate; None takes the pair's for ``student``, else the recipe's.
+        seed_shift: Added to the seed, so that a generation begins with other weights.
+        reference: Replaces entries of the matrix's reference.
+        note: Free text.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, object]] = STRICT
+
+    model: str
+    stages: tuple[StageSection, ...]
+    epochs: EpochsSection | None = None
+    lr: float | None = None
+    seed_shift: int = 0
+    reference: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+PAIR, STUDENT = "pair", "student"
+"""What stands for the pair's teacher in a stage, and for its student in an assistant."""
+
+
+@dataclass(frozen=True)
 class Matrix:
     """A whole matrix file."""
 
@@ -169,5 +207,6 @@ class Matrix:
     teacher: TeacherSection = field(default_factory=TeacherSection)
     reference: Reference = field(default_factory=Reference)
     methods: dict[str, MethodSection] = field(default_factory=dict)
+    assistants: dict[str, AssistantSection] = field(default_factory=dict)
     plugins: tuple[str, ...] = ()
     evaluate_every: int = 0

@@ -9,7 +9,16 @@ from smskd.datasets import DATASETS
 from smskd.errors import ConfigError, did_you_mean
 from smskd.schedule import equal_budget
 from smskd.settings import Optimizer, Reference, Schedule
-from smskd_bench.matrix import DatasetSection, EpochsSection, Matrix, RowSection, StageSection
+from smskd_bench.matrix import (
+    PAIR,
+    AssistantSection,
+    DatasetSection,
+    EpochsSection,
+    Matrix,
+    PairSection,
+    RowSection,
+    StageSection,
+)
 from smskd_bench.naming import row_name
 from smskd_bench.problems import Problems
 from smskd_bench.yaml_reader import DocPath
@@ -34,9 +43,55 @@ def check_values(matrix: Matrix, problems: Problems) -> None:
     _check_dataset(matrix.dataset, problems)
     _check_recipe(matrix, problems)
     _check_reference(matrix.reference, ("reference",), problems)
+    for i, pair in enumerate(matrix.pairs):
+        _check_pair(pair, ("pairs", i), problems)
+    _check_assistants(matrix, problems)
     names = {row_name(row) for row in matrix.rows}
     for i, row in enumerate(matrix.rows):
         _check_row(matrix, row, ("rows", i), names, problems)
+
+
+def _check_pair(pair: PairSection, path: DocPath, problems: Problems) -> None:
+    if pair.lr is not None:
+        _positive(pair.lr, (*path, "lr"), problems)
+    if not pair.teacher:
+        problems.add((*path, "teacher"), "is empty; name at least one model")
+    if len(set(pair.teacher)) < len(pair.teacher):
+        problems.add((*path, "teacher"), "the same teacher twice")
+
+
+def _check_assistants(matrix: Matrix, problems: Problems) -> None:
+    for name, section in matrix.assistants.items():
+        path: DocPath = ("assistants", name)
+        _check_printable(name, path, problems)
+        if name == PAIR:
+            problems.add(path, f"{PAIR!r} stands for the pair's teacher; choose another name")
+        if section.lr is not None:
+            _positive(section.lr, (*path, "lr"), problems)
+        if section.seed_shift < 0:
+            problems.add(
+                (*path, "seed_shift"), f"must be 0 or more, but it is {section.seed_shift}"
+            )
+        _check_sequence(matrix, section, path, problems)
+        if (circle := _circle(matrix, name)) is not None:
+            problems.add(path, f"teaches itself: {' -> '.join(circle)}")
+
+
+def _circle(matrix: Matrix, start: str) -> list[str] | None:
+    """The way from an assistant over its teachers back to itself, or None."""
+    ways = [[start]]
+    seen: set[str] = set()
+    while ways:
+        way = ways.pop()
+        section = matrix.assistants.get(way[-1])
+        for stage in section.stages if section else ():
+            for name in stage.teacher or ():
+                if name == start:
+                    return [*way, name]
+                if name not in seen:
+                    seen.add(name)
+                    ways.append([*way, name])
+    return None
 
 
 def _check_seed(seed: int, path: DocPath, problems: Problems) -> None:
@@ -48,16 +103,7 @@ def _check_row(
     matrix: Matrix, row: RowSection, path: DocPath, names: set[str], problems: Problems
 ) -> None:
     _check_printable(row.name, (*path, "name"), problems)
-    if not row.stages:
-        problems.add((*path, "stages"), "is empty; give at least one stage")
-        return
-    epochs, place = (row.epochs, path) if row.epochs else (matrix.recipe.epochs, ("recipe",))
-    _check_epochs(epochs, len(row.stages), (*place, "epochs"), row.epochs is not None, problems)
-    for j, stage in enumerate(row.stages):
-        _check_stage(matrix, stage, (*path, "stages", j), problems)
-    partial = problems.validate(Reference, row.reference, (*path, "reference"))
-    if partial is not None:
-        _check_reference(partial, (*path, "reference"), problems)
+    _check_sequence(matrix, row, path, problems)
     for j, control in enumerate(row.controls):
         if control not in names:
             hint = did_you_mean(control, names)
@@ -70,11 +116,33 @@ def _check_row(
             problems.add((*path, "only", j), f"no pair {pair!r}; {did_you_mean(pair, pairs)}")
 
 
+def _check_sequence(
+    matrix: Matrix, row: RowSection | AssistantSection, path: DocPath, problems: Problems
+) -> None:
+    """What a row and an assistant have in common: stages, epochs, reference."""
+    if not row.stages:
+        problems.add((*path, "stages"), "is empty; give at least one stage")
+        return
+    epochs, place = (row.epochs, path) if row.epochs else (matrix.recipe.epochs, ("recipe",))
+    _check_epochs(epochs, len(row.stages), (*place, "epochs"), row.epochs is not None, problems)
+    for j, stage in enumerate(row.stages):
+        _check_stage(matrix, stage, (*path, "stages", j), problems)
+    partial = problems.validate(Reference, row.reference, (*path, "reference"))
+    if partial is not None:
+        _check_reference(partial, (*path, "reference"), problems)
+
+
 def _check_stage(matrix: Matrix, stage: StageSection, path: DocPath, problems: Problems) -> None:
     if not stage.method:
         problems.add((*path, "method"), "is empty; name a method")
     if len(set(stage.method)) < len(stage.method):
         problems.add((*path, "method"), "the same method twice in one joint stage")
+    for j, name in enumerate(stage.teacher or ()):
+        if name not in (PAIR, *matrix.assistants):
+            hint = did_you_mean(name, [PAIR, *matrix.assistants])
+            problems.add((*path, "teacher", j), f"no assistant is named {name!r}; {hint}")
+    if stage.teacher is not None and not stage.teacher:
+        problems.add((*path, "teacher"), "is empty; leave it out for the pair's teacher")
     if stage.epochs is not None:
         _positive(stage.epochs, (*path, "epochs"), problems)
     if stage.schedule:
@@ -124,9 +192,6 @@ def _check_recipe(matrix: Matrix, problems: Problems) -> None:
     for model, file in matrix.teacher.weights.items():
         if not _is_file(weights_file(file, problems.document.file)):
             problems.add(("teacher", "weights", model), f"no such file: {file}")
-    for i, pair in enumerate(matrix.pairs):
-        if pair.lr is not None:
-            _positive(pair.lr, ("pairs", i, "lr"), problems)
     if matrix.evaluate_every < 0:
         problems.add(("evaluate_every",), "must be 0 (only at the end) or more")
 

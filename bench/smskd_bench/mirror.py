@@ -21,7 +21,7 @@ class MirrorObserver:
         self.store = store
         self.project = project
         self.cells = _cells(plan)
-        self.teachers = {cell.teacher for cell in plan.cells}
+        self.teachers = {key for cell in plan.cells for key in cell.teachers}
 
     def begin(self, spec: StageSpec) -> None:
         """Open the run."""

@@ -24,7 +24,15 @@ from smskd.models import model_entry
 from smskd.schedule import equal_budget, stage_epochs
 from smskd.settings import Reference, Training
 from smskd_bench.config import Document, LoadedMatrix
-from smskd_bench.matrix import Matrix, PairSection, RowSection, StageSection
+from smskd_bench.matrix import (
+    PAIR,
+    STUDENT,
+    AssistantSection,
+    Matrix,
+    PairSection,
+    RowSection,
+    StageSection,
+)
 from smskd_bench.matrix_checks import weights_file
 from smskd_bench.naming import cell_name, row_name
 from smskd_bench.spec import (
@@ -40,18 +48,38 @@ from smskd_bench.spec import (
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the matrix: its keys in the order of its stages, the last one the result."""
+    """One cell of the matrix.
+
+    Attributes:
+        pair: Name of the pair.
+        row: Name of the row.
+        seed: Of the student.
+        teachers: Keys of the pair's teachers.
+        stages: Keys in the order of the stages, the last one the result.
+        assistants: Keys of all stages of the assistants that teach it.
+    """
 
     pair: str
     row: str
     seed: int
-    teacher: str
+    teachers: tuple[str, ...]
     stages: tuple[str, ...]
+    assistants: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """``teacher>student/row/s0``."""
         return cell_name(self.pair, self.row, self.seed)
+
+    @property
+    def teacher(self) -> str:
+        """The first (usually the only) of the pair's teachers."""
+        return self.teachers[0]
+
+    @property
+    def everything(self) -> tuple[str, ...]:
+        """Keys of all that it is made of, teachers included."""
+        return (*self.teachers, *self.assistants, *self.stages)
 
 
 @dataclass(frozen=True)
@@ -81,7 +109,7 @@ class Plan:
 
     def run_alone(self) -> list[str]:
         """Keys of what runs if every cell is trained alone, its teacher included."""
-        keys = [key for cell in self.cells for key in (cell.teacher, *cell.stages)]
+        keys = [key for cell in self.cells for key in cell.everything]
         return [key for key in keys if key in self.nodes]
 
 
@@ -151,17 +179,52 @@ class _Planner:
             name: _method_spec(method, loaded.modifiers.get(name, ()))
             for name, method in loaded.methods.items()
         }
-        self.stages = [self._resolve(i) for i in range(len(self.matrix.rows))]
+        raw = loaded.raw
+        self.rows = [self._resolve(row, raw["rows"][i]) for i, row in enumerate(self.matrix.rows)]
+        self.assistants = {
+            name: self._resolve(section, raw["assistants"][name])
+            for name, section in self.matrix.assistants.items()
+        }
         self._teachers: dict[tuple[str, int], str] = {}
         self._built: dict[tuple[object, ...], str] = {}
+        self._lessons: dict[tuple[str, _Lesson], tuple[str, ...]] = {}
 
     def cell(self, pair: PairSection, row: int, seed: int) -> Cell:
-        teacher = self._teacher(pair.teacher, seed)
-        keys: list[str] = []
-        for stage in self.stages[row]:
-            keys.append(self._stage(pair, stage, seed, teacher, keys[-1] if keys else None))
+        teachers = tuple(self._teacher(model, seed) for model in pair.teacher)
+        lesson = _Lesson(pair.student, pair.lr, seed, teachers)
+        assistants, keys = self._sequence(self.rows[row], lesson, lesson)
         name = row_name(self.matrix.rows[row])
-        return Cell(pair.name, name, seed, teacher, tuple(keys))
+        return Cell(pair.name, name, seed, teachers, keys, assistants)
+
+    def _sequence(
+        self, stages: list[_Stage], lesson: _Lesson, pair: _Lesson
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Keys of the assistants that a sequence needs, and of its own stages."""
+        assistants: dict[str, None] = {}
+        keys: list[str] = []
+        for stage in stages:
+            chains = {name: self._assistant(name, pair) for name in stage.assistants}
+            assistants |= dict.fromkeys(key for chain in chains.values() for key in chain)
+            teachers: list[str] = []
+            for name in stage.section.teacher or (PAIR,):
+                teachers += chains[name][-1:] if name in chains else pair.teachers
+            keys.append(self._stage(lesson, stage, tuple(teachers), keys[-1] if keys else None))
+        return tuple(assistants), tuple(keys)
+
+    def _assistant(self, name: str, pair: _Lesson) -> tuple[str, ...]:
+        """Keys of an assistant's stages, those of its own assistants first."""
+        if (name, pair) not in self._lessons:
+            section = self.matrix.assistants[name]
+            same = section.model == STUDENT
+            lesson = replace(
+                pair,
+                model=pair.model if same else section.model,
+                lr=section.lr or (pair.lr if same else None),
+                seed=pair.seed + section.seed_shift,
+            )
+            assistants, keys = self._sequence(self.assistants[name], lesson, pair)
+            self._lessons[name, pair] = (*assistants, *keys)
+        return self._lessons[name, pair]
 
     def _teacher(self, model: str, seed: int) -> str:
         section = self.matrix.teacher
@@ -194,25 +257,25 @@ class _Planner:
         ), path
 
     def _stage(
-        self, pair: PairSection, stage: _Stage, seed: int, teacher: str, parent: str | None
+        self, lesson: _Lesson, stage: _Stage, teachers: tuple[str, ...], parent: str | None
     ) -> str:
         # Same parent, same stage, same student: the same run, without hashing it again.
-        memo = (pair.student, pair.lr, stage.identity, seed, teacher, parent)
+        memo = (lesson, stage.identity, teachers, parent)
         if memo not in self._built:
-            self._built[memo] = self._add(self._stage_spec(pair, stage, seed, teacher, parent))
+            self._built[memo] = self._add(self._stage_spec(lesson, stage, teachers, parent))
         return self._built[memo]
 
     def _stage_spec(
-        self, pair: PairSection, stage: _Stage, seed: int, teacher: str, parent: str | None
+        self, lesson: _Lesson, stage: _Stage, teachers: tuple[str, ...], parent: str | None
     ) -> StageSpec:
         training = stage.training
-        if pair.lr is not None:
-            training = replace(training, optimizer=replace(training.optimizer, lr=pair.lr))
+        if lesson.lr is not None:
+            training = replace(training, optimizer=replace(training.optimizer, lr=lesson.lr))
         return StageSpec(
             dataset=self.dataset,
-            model=pair.student,
-            model_version=model_entry(pair.student).version,
-            seed=seed,
+            model=lesson.model,
+            model_version=model_entry(lesson.model).version,
+            seed=lesson.seed,
             methods=stage.methods,
             training=training,
             number=stage.number,
@@ -221,17 +284,16 @@ class _Planner:
             ce_weight=stage.section.ce_weight,
             reference=stage.reference,
             parent=parent,
-            teachers=(teacher,) if stage.needs_teacher else (),
+            teachers=teachers if stage.needs_teacher else (),
         )
 
     def _add(self, spec: StageSpec) -> str:
         self.nodes.setdefault(spec.key, spec)
         return spec.key
 
-    def _resolve(self, index: int) -> list[_Stage]:
+    def _resolve(self, row: RowSection | AssistantSection, raw_row: Document) -> list[_Stage]:
         """The stages of one row with every default filled in."""
-        row, recipe = self.matrix.rows[index], self.matrix.recipe
-        raw_row = self.loaded.raw["rows"][index]
+        recipe = self.matrix.recipe
         epochs = _row_epochs(self.matrix, row)
         resolved: list[_Stage] = []
         for i, section in enumerate(row.stages):
@@ -263,6 +325,16 @@ class _Planner:
 
 
 @dataclass(frozen=True)
+class _Lesson:
+    """Who is taught by whom: the student of a pair, or an assistant of it."""
+
+    model: str
+    lr: float | None
+    seed: int
+    teachers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Stage:
     section: StageSection
     number: int
@@ -276,6 +348,12 @@ class _Stage:
     def identity(self) -> int:
         # Resolved once a row and kept by the planner, so identity is enough within one plan.
         return id(self)
+
+    @property
+    def assistants(self) -> tuple[str, ...]:
+        """Names of the assistants that teach it, if it needs a teacher."""
+        named = self.section.teacher or ()
+        return tuple(n for n in named if n != PAIR) if self.needs_teacher else ()
 
     @property
     def needs_teacher(self) -> bool:
@@ -292,7 +370,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Document:
     return merged
 
 
-def _row_epochs(matrix: Matrix, row: RowSection) -> tuple[int, ...]:
+def _row_epochs(matrix: Matrix, row: RowSection | AssistantSection) -> tuple[int, ...]:
     section, count = row.epochs or matrix.recipe.epochs, len(row.stages)
     if section.total is not None:
         epochs = equal_budget(section.total, count)

@@ -152,7 +152,10 @@ def _cells_by_key(plan: Plan) -> dict[str, str]:
     """The first cell that each stage run belongs to; a teacher belongs to its pair."""
     names: dict[str, str] = {}
     for cell in plan.cells:
-        names.setdefault(cell.teacher, f"{cell.pair}/teacher")
+        for key in cell.teachers:
+            names.setdefault(key, f"{cell.pair}/teacher")
+        for key in cell.assistants:
+            names.setdefault(key, f"{cell.pair}/assistant/s{cell.seed}")
         for key in cell.stages:
             names.setdefault(key, cell.name)
     return names

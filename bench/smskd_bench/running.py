@@ -13,6 +13,7 @@ from rich.console import Console
 from smskd.errors import ConfigError
 from smskd.methods import METHODS, Method, load_plugins
 from smskd.precision import check_precision
+from smskd_bench.compatibility import check_plan
 from smskd_bench.config import load_matrix
 from smskd_bench.cost import network_cost
 from smskd_bench.executors import local, pool
@@ -21,6 +22,7 @@ from smskd_bench.executors.messages import WorkerSetup
 from smskd_bench.executors.observing import Observers
 from smskd_bench.fast_paths import FastPaths
 from smskd_bench.folds import FoldChoice, choose_folds
+from smskd_bench.importing import check_imports
 from smskd_bench.mirror import MirrorObserver
 from smskd_bench.parallel import Parallelism, Wanted, choose_workers
 from smskd_bench.plan import Plan, make_plan
@@ -96,6 +98,8 @@ def _train(
     device = choose_device(request.device)
     for precision in {plan.nodes[key].training.precision for key in left}:
         check_precision(precision, torch.device(device))
+    check_imports(plan, left)
+    check_plan(plan, left)
     measured = partial(_measured_workers, plan, left, device)
     spread = choose_workers(request.paths.workers, plan, left, device, request.threads, measured)
     options = run_options(request, plan, device)

@@ -199,7 +199,7 @@ def _block_s(step: Step, count: int, device: str) -> float:
 
 def _network(model: str, dataset: str, device: str) -> Network:
     info = dataset_info(dataset)
-    network = build_model(model, info.num_classes, info.channels)
+    network = build_model(model, info.num_classes, info.channels, info.size)
     return Network(to_device(network, device), taps_of(model))
 
 

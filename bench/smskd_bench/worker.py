@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,8 +18,9 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from smskd.compiled import compile_networks
+from smskd.cost import model_cost
 from smskd.data import ResidentBatches
-from smskd.errors import ConfigError, DivergedError, IncompatibleError, StoreError
+from smskd.errors import ConfigError, DivergedError, IncompatibleError
 from smskd.evaluate import Evaluation, evaluate
 from smskd.folded import Folded
 from smskd.meter import Row
@@ -30,10 +32,11 @@ from smskd.stages import BestOnDev, Stage, StageReport, finish, prepare
 from smskd.taps import Network
 from smskd.train import Alone, StageRun, train_group
 from smskd_bench.environment import code_revision, device_name, machine, package_versions
+from smskd_bench.importing import teacher_weights
 from smskd_bench.loaded_data import LoadedData, load_split
 from smskd_bench.shortcuts import shortcuts_of, took_shortcuts
 from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
-from smskd_bench.store import Record, Store, load_weights
+from smskd_bench.store import Record, Store
 from smskd_bench.table_shelf import TableChoice, TableShelf
 from smskd_bench.tables import TableKey, TablePlan
 from smskd_bench.threads import step_threads
@@ -199,9 +202,13 @@ class Worker:
         return step_threads(spec, teachers, self.available_threads)
 
     def _build(self, spec: StageSpec) -> nn.Module:
-        info = self.data(spec.dataset).dataset.info
         with seeded(spec.seed):
-            model = build_model(spec.model, info.num_classes, info.channels)
+            return self._new(spec)
+
+    def _new(self, spec: StageSpec) -> nn.Module:
+        """An untrained network, its weights drawn from where torch's generator stands."""
+        info = self.data(spec.dataset).dataset.info
+        model = build_model(spec.model, info.num_classes, info.channels, info.size)
         return to_device(model, self.options.device)
 
     def _teacher(self, key: str) -> Network:
@@ -277,8 +284,11 @@ class Worker:
                 "the student's outputs on the test set are not finite", "lower the learning rate"
             )
         result = self._record(spec, report, test, begun.sessions, started)
-        student = run.student.model
-        extra = None if run.deployed() is student else run.objective.state_dict()
+        student, deployed = run.student.model, run.deployed()
+        extra = None if deployed is student else run.objective.state_dict()
+        if extra is not None:  # more than the student: say what it costs
+            _, channels, height, width = data.one_image().shape
+            result["deployed"] = asdict(model_cost(deployed, (channels, height, width)))
         self.store.complete(spec.key, result, student.state_dict(), test.predictions, extra)
         self.shelf.retire(self._is_over)
         return result
@@ -307,6 +317,7 @@ class Worker:
             seed=spec.seed,
             num_train=len(data.train_labels),
             train_labels=data.train_labels,
+            new_student=partial(self._new, spec),
         )
 
     def _resume(
@@ -335,18 +346,7 @@ class Worker:
         if file is None:
             raise ConfigError(f"the weights of {spec.model} are not at hand", "name their file")
         model = self._build(spec)
-        tensors = {
-            name: t.float() if t.is_floating_point() else t
-            for name, t in load_weights(file).items()
-        }
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise StoreError(
-                f"{file} does not hold weights of {spec.model} for "
-                f"{data.dataset.info.num_classes} classes: {str(error).splitlines()[-1].strip()}",
-                "name the model they were trained for",
-            ) from None
+        model.load_state_dict(teacher_weights(file, spec.model, data.dataset.info))
         return model
 
     def _record(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from smskd.cost import ModelCost
 from smskd_bench.cost import network_cost
 from smskd_bench.matrix import RowSection
 from smskd_bench.naming import row_name
@@ -113,9 +115,10 @@ def _row(
     cells = [c for c in plan.cells if c.pair == pair and c.row == row_name(section)]
     done = {c.seed: r for c in cells if (r := results[c.stages[-1]]) is not None}
     top1 = {seed: float(record["test"]["top1"]) for seed, record in done.items()}
-    teachers = [r["test"]["top1"] for c in cells if (r := results.get(c.teacher)) is not None]
+    taught = [key for cell in cells for key in cell.teachers]
+    teachers = [r["test"]["top1"] for key in taught if (r := results.get(key)) is not None]
     last = plan.nodes[cells[0].stages[-1]]
-    cost = network_cost(last.model, last.dataset.name)
+    cost = _deployed_cost(done.values()) or network_cost(last.model, last.dataset.name)
     kept = [record["kept"]["kept"] for record in done.values() if record["kept"]]
     return LeaderboardRow(
         pair=pair,
@@ -136,6 +139,12 @@ def _row(
     )
 
 
+def _deployed_cost(records: Iterable[Record]) -> ModelCost | None:
+    """Cost of what is deployed, where that is more than the student; None where it is not."""
+    found = [record["deployed"] for record in records if "deployed" in record]
+    return ModelCost(**found[0]) if found else None
+
+
 def _kind(plan: Plan, cell: Cell) -> Kind:
     specs = [plan.nodes[key] for key in cell.stages]
     if any(spec.reference for spec in specs):
@@ -152,7 +161,7 @@ def _status(store: Store, cells: list[Cell], top1: dict[int, float]) -> str:
         return "done"
     reasons: list[str] = []
     for cell in cells:
-        for key in (cell.teacher, *cell.stages):
+        for key in cell.everything:
             failure = store.failure(key)
             if failure:
                 reasons.append(f"s{cell.seed} {failure['status']}: {failure['reason']}")
