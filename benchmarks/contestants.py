@@ -25,6 +25,7 @@ from benchmarks.pair import CALIBRATION_IMAGES, Networks, Pair
 from benchmarks.pil_loader import Passes, make_loader
 from benchmarks.torchdistill_loop import TorchdistillLoop, why_missing
 from smskd.output_table import OutputTable
+from smskd.precision import why_not
 from smskd.settings import Precision
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ class Contestants:
             options = Options(precision, table if from_table else None)
             memory = self.settings.feed == "memory"
             device = self.settings.device
+            if (reason := why_not(precision, device)) is not None:
+                self.missing[options.name] = reason
+                continue
             loops.append(OurLoop(self.pair, *self._copies(), device, self.batches, options, memory))
         return loops
 

@@ -150,6 +150,7 @@ def prepare(
         optimizer=_make_optimizer(student.model, objective, training.optimizer),
         training=training,
         first_epoch=first_epoch,
+        taught_by=tuple(teachers) if needs.teacher else (),
     )
 
 

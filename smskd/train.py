@@ -41,6 +41,7 @@ class StageRun:
         optimizer: Over the student and the objective's modules.
         training: Settings of the stage.
         first_epoch: Epochs trained in earlier stages, so that no stage sees their draws again.
+        taught_by: The teachers' networks, whether they are run or looked up.
         epoch: Epochs of this stage that are done.
         history: One row an epoch.
     """
@@ -52,6 +53,7 @@ class StageRun:
     optimizer: torch.optim.Optimizer
     training: Training
     first_epoch: int = 0
+    taught_by: Sequence[Network] = ()
     epoch: int = 0
     history: list[Row] = field(default_factory=list)
 
@@ -64,15 +66,14 @@ class StageRun:
     def networks(self, images: Tensor) -> Networks:
         """The networks for methods that run them on other images or read their classifiers."""
         precision, needs = self.training.precision, self.objective.needs
-        teachers = [teacher for teacher in self.teachers if isinstance(teacher, Live)]
-        origins = [Network(t.origin, t.network.taps) for t in teachers]
+        live = [teacher for teacher in self.teachers if isinstance(teacher, Live)]
         student = Network(self.student.model, self.student.taps)
         return Networks(
             images,
             student=partial(run_again, self.student, precision),
-            teachers=tuple(partial(run_frozen, t.network, precision) for t in teachers),
+            teachers=tuple(partial(run_frozen, t.network, precision) for t in live),
             student_classifier=student.classifier if CLASSIFIER in needs.student_roles else None,
-            teacher_classifiers=tuple(n.classifier for n in origins)
+            teacher_classifiers=tuple(n.classifier for n in self.taught_by)
             if CLASSIFIER in needs.teacher_roles
             else (),
         )

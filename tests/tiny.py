@@ -6,8 +6,9 @@ from torch import nn
 from smskd.taps import Taps
 
 TAPS = Taps(
-    maps=("stem", "body"), preact=("stem.0", "body.1"), pooled="head:input", classifier="head"
-)
+    maps=("stem", "body"), preact=("stem.0", "body.1"), pooled="head:input", classifier="head",
+    spatial="body",
+)  # fmt: skip
 CLASSES = 4
 
 

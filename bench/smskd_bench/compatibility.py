@@ -95,7 +95,7 @@ def _shapes(model: str, dataset: str, roles: frozenset[str]) -> Shapes:
     """Sizes of what is read of a network.
 
     Raises:
-        ConfigError: the model has no tap for a role.
+        ConfigError: the model has no tap for a role, or cannot be run on the data set's images.
     """
     info = dataset_info(dataset)
     try:
@@ -105,4 +105,9 @@ def _shapes(model: str, dataset: str, roles: frozenset[str]) -> Shapes:
     with seeded(0):  # drawing its weights must not move the stream that training draws from
         network = build_model(model, info.num_classes, info.channels, info.size)
     image = torch.zeros(1, info.channels, info.size, info.size)
-    return probe(network, taps_of(model), roles, image)
+    try:
+        return probe(network, taps_of(model), roles, image)
+    except (RuntimeError, ValueError, AssertionError) as error:  # a network's own words
+        shape = f"{info.channels}x{info.size}x{info.size}"
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{model} cannot be run on images of {shape}: {first}") from None

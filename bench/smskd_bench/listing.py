@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ from smskd_bench.report.tables import human
 
 if TYPE_CHECKING:
     from smskd.methods.base import Component, Needs
+
+WIDTH = 110
+"""Characters of a line of settings."""
 
 
 def lines(kind: str) -> Iterator[str]:
@@ -35,8 +39,7 @@ def _explained(form: type[Component]) -> Iterator[str]:
     """What it does, and its settings with their defaults."""
     settings = ", ".join(f"{f.name}={f.default}" for f in fields(form))  # type: ignore[arg-type]
     yield f"  {_first_line(form)}"
-    if settings:
-        yield f"  {settings}"
+    yield from textwrap.wrap(settings, WIDTH, initial_indent="  ", subsequent_indent="  ")
 
 
 def _needs(needs: Needs) -> str:

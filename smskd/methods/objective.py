@@ -233,7 +233,7 @@ def _why_not(method: Method, shapes: PairShapes) -> str | None:
     if method.needs.teacher and not shapes.teachers:
         return "it was given no teacher (expected at least 1)"
     if method.needs.index and not shapes.num_train:
-        return "it keeps an entry for each training sample, but their number is unknown (expected)"
+        return "it keeps an entry for each training sample; expected their number to be known"
     if method.kind == "response":
         classes = [teacher.num_classes for teacher in shapes.teachers]
         if any(number != shapes.student.num_classes for number in classes):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hardware import EVERY_PRECISION
 from smskd_bench import calibration, speed
 from smskd_bench.calibration import FILE, calibrate
 from smskd_bench.speed import Workload, as_measured, measure
@@ -25,7 +26,7 @@ def quick(wanted=BOTH, store=None, **options):
     return calibrate(wanted, "cpu", store, each_s=0.01, **options)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
 def test_real_speeds(precision):
     before, state = torch.get_num_threads(), torch.get_rng_state()
     works = [replace(work, precision=precision) for work in BOTH]

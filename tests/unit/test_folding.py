@@ -146,7 +146,9 @@ def test_training_folded_equals_training_alone(method, later):
 def assert_close(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-5, msg=name)
+        # Sums round to a part of their largest terms, and how differs between processors.
+        scale = max(1.0, float(value.abs().max()))
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=2e-5 * scale, msg=name)
 
 
 def test_an_interrupted_fold_goes_on_to_the_same_bits():

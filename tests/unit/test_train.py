@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from hardware import EVERY_PRECISION, needs_bf16
 from tiny import TAPS, Silent, same_state, snapshot, tiny_data, tiny_net, trained_teacher
 from torch import nn
 
@@ -206,7 +207,7 @@ def test_teacher_of_other_classes_can_be_a_hint():
     assert not any(name.startswith("tcp/") for name in row)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", EVERY_PRECISION)
 def test_two_runs_give_the_same_bits(precision):
     states, rows = [], []
     for _ in range(2):
@@ -220,6 +221,7 @@ def test_two_runs_give_the_same_bits(precision):
     assert rows[0] == rows[1]
 
 
+@needs_bf16
 def test_bf16_runs_the_networks_in_bf16_and_the_losses_in_float32():
     student, seen = tiny_net(), []
     student.head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
