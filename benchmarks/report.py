@@ -17,11 +17,15 @@ import click
 from benchmarks.cells import Document
 from benchmarks.command import run
 from benchmarks.expected import expected_tables
+from benchmarks.grid_page import GRID
 from benchmarks.record import RESULTS, ROOT, group_table, table
 from smskd.errors import DataError
 
 PAGE = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- speed tables: begin -->", "<!-- speed tables: end -->"
+
+ELSEWHERE = frozenset({GRID})
+"""Results that have a page of their own, as nothing is timed in them."""
 
 Results = Mapping[tuple[str, str], Document]
 
@@ -65,7 +69,7 @@ def render(results: Results) -> str:
         missing = [group.document() for group in groups if group.title not in done]
         parts += [table(result).rstrip()] if result else []
         parts += [group_table(group) for group in missing]
-    for key in sorted(set(results) - shown):
+    for key in sorted(key for key in set(results) - shown if key[0] not in ELSEWHERE):
         parts += [_heading(*key), table(results[key]).rstrip()]
     return "\n\n".join(parts)
 

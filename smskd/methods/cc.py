@@ -54,7 +54,6 @@ class CC(Method):
     kind: ClassVar[str] = "relation"
     paper: ClassVar[str] = "Peng 2019, arXiv 1904.01802"
     needs: ClassVar[Needs] = Needs.features("pooled")
-    silent: ClassVar[frozenset[str]] = frozenset({"gamma", "order"})  # of the other form
 
     weight: float = 0.02
     dim: int = 128

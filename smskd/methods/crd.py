@@ -62,7 +62,6 @@ class CRD(Method):
     paper: ClassVar[str] = "Tian 2020, arXiv 1910.10699"
     needs: ClassVar[Needs] = Needs(True, frozenset({"pooled"}), frozenset({"pooled"}), index=True)
     draws_random: ClassVar[bool] = True
-    silent: ClassVar[frozenset[str]] = frozenset({"negatives"})  # more than small data sets have
 
     weight: float = 0.8
     negatives: int = 16384

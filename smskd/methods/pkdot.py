@@ -22,7 +22,6 @@ Defaults: the code (PKDOT_kfold.py: CE 1, 0.6, 30 columns at batch 128, p 2, blu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -49,9 +48,6 @@ class PKDOT(Method):
     kind: ClassVar[str] = "relation"
     paper: ClassVar[str] = "Aslam 2024, arXiv 2401.15489"
     needs: ClassVar[Needs] = Needs.features("pooled")
-    exempt: ClassVar[Mapping[str, str]] = {
-        "batch_sizes": "batches of 1 are refused where they are known, as nothing is related there"
-    }
 
     weight: float = 0.6
     columns: int = 30

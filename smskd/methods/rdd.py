@@ -51,7 +51,6 @@ class RDD(Method):
     kind: ClassVar[str] = "response"
     paper: ClassVar[str] = "Liang 2024, arXiv 2407.03719"
     needs: ClassVar[Needs] = Needs(teacher_roles=frozenset({NETWORK}))
-    silent: ClassVar[frozenset[str]] = frozenset({"threshold"})  # of the other phases
 
     phase: Literal["teacher", "student", "blend"] = "teacher"
     weight: float = 1.0

@@ -57,7 +57,7 @@ class ReviewKD(Method):
     kind: ClassVar[str] = "feature"
     paper: ClassVar[str] = "Chen 2021, arXiv 2104.09044"
     needs: ClassVar[Needs] = Needs(True, frozenset({MAPS, POOLED}), frozenset({PREACT, POOLED}))
-    silent: ClassVar[frozenset[str]] = frozenset({"max_inner_channels", "compat"})
+    silent: ClassVar[frozenset[str]] = frozenset({"compat"})
 
     weight: float = 5.0
     warmup_epochs: int = 20

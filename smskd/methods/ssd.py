@@ -53,7 +53,6 @@ class SSD(Method):
     paper: ClassVar[str] = "Aslam 2025, arXiv 2504.14307"
     needs: ClassVar[Needs] = Needs.features("pooled")
     draws_random: ClassVar[bool] = True
-    silent: ClassVar[frozenset[str]] = frozenset({"temperature"})  # of a term that is off
 
     ce_weight: float = 0.5
     weight: float = 0.5

@@ -23,7 +23,7 @@ from smskd.datasets import DATASETS
 from smskd.methods import METHODS, MODIFIERS
 from smskd.models import MODELS
 
-COMMANDS = ["run", "status", "leaderboard", "list", "fetch", "doctor", "export"]
+COMMANDS = ["run", "status", "leaderboard", "list", "import", "fetch", "doctor", "export"]
 HEAVY = [
     "torch",
     "numpy",
@@ -145,6 +145,10 @@ FROZEN = {
     "status": [STORE, ("--matrix", None, None), ONLY],
     "leaderboard": [MATRIX, STORE, ONLY, ("--format", None, "table")],
     "list": [("kind", None, "required")],
+    "import": [
+        ("file", None, "required"), ("--model", None, "required"), ("--classes", None, "required"), ("--out", None, "required"),
+        ("--channels", None, None), ("--image-size", None, None),
+    ],
     "fetch": [("dataset", None, "required"), DATA],
     "doctor": [STORE, DATA],
     "export": [
