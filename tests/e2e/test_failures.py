@@ -77,6 +77,7 @@ PLUGIN = """
 from dataclasses import dataclass
 from typing import ClassVar
 
+from smskd.errors import IncompatibleError
 from smskd.methods import Method, Needs
 
 
@@ -86,8 +87,9 @@ class Picky(Method):
     kind: ClassVar[str] = "response"
     needs: ClassVar[Needs] = Needs()
 
-    def check(self, shapes):
-        return f"it wants 7 classes, and there are {shapes.student.num_classes}"
+    def build(self, shapes):  # what only the networks themselves tell, not their sizes
+        classes = shapes.student.num_classes
+        raise IncompatibleError(f"it wants 7 classes, and there are {classes}")
 
     def distill(self, signals, modules):
         return {}
@@ -144,6 +146,15 @@ def test_methods_that_refuse_or_break_become_rows(plugins):
     failed = [json.loads(path.read_text()) for path in store.rglob("failed.json")]
     assert sorted(f["status"] for f in failed) == ["failed", "incompatible", "incompatible"]
     assert [f["epoch"] for f in failed if f["status"] == "failed"] == [1]
+
+
+def test_what_sizes_alone_rule_out_is_refused_before_anything_runs(bench):
+    hint = {"hint_9": {"method": "fitnet", "settings": {"hint_layer": 9}}}
+    store = bench.folder / "store"
+    done = bench.run(bench.matrix(tiny(["kd"], ["kd", "hint_9"], methods=hint)), store, expect=3)
+    assert "resnet8_half>resnet8_quarter: fitnet: hint_layer 9 asked for" in done.err
+    assert "nothing was run" in done.err
+    assert not list(store.glob("stages/*"))
 
 
 def test_a_mended_method_goes_on_from_its_checkpoint(plugins):

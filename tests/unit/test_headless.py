@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from matrices import plan_of
+from smskd_bench.cost import network_cost
 from smskd_bench.store import Store
 from smskd_bench.worker import RunOptions, Worker
 from smskd_export.cpu_session import CpuSession
@@ -157,3 +158,8 @@ def test_worker_stores_and_rebuilds_what_it_evaluated(tmp_path):
     test = evaluate(model, worker.data(spec.dataset).test)
     assert test.top1 == pytest.approx(worker.store.result(spec.key)["test"]["top1"])
     assert not isinstance(worker.deployed(plan.nodes[cell.stages[1]]), Headless)
+    costs = worker.store.result(spec.key)["deployed"]
+    bare = network_cost(spec.model, spec.dataset.name)
+    assert costs["parameters"] == sum(p.numel() for p in model.parameters())
+    assert costs["macs"] > bare.macs
+    assert "deployed" not in worker.store.result(cell.stages[1])
