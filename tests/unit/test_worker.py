@@ -24,7 +24,7 @@ def plan():
     return plan_of(
         pairs=[{"teacher": "resnet8_half", "student": "resnet8_quarter"}], seeds=SEEDS, rows=ROWS,
         recipe={"epochs": [2, 2]}, teacher={"epochs": 1},
-        dataset={"name": "digits", "train_size": 200}, reference={"weight": 1.0},
+        dataset={"name": "digits", "train_size": 320}, reference={"weight": 1.0},
     )  # fmt: skip
 
 
