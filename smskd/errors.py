@@ -96,7 +96,7 @@ class DivergedError(RunError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a suggestion for a misspelt name: the close ones first, else all that are known."""
-    names = sorted(known)
+    names = sorted(map(str, known))  # a file may hold other keys than text
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"

@@ -330,7 +330,7 @@ def distill(
     first = _first_batch(batches)
     image = first.images[:1]
     plan = [_training(s, n, optimizer, batch_size, precision) for n, s in enumerate(stages, 1)]
-    _check_stages(network, teachers, stages, first, dev_set, batches)
+    _check_stages(network, teachers, stages, first, dev_set, batches, new_student)
     fresh = copy.deepcopy(student.state_dict())
     reports: list[StageReport] = []
     first_epoch = 0
@@ -381,6 +381,7 @@ def _check_stages(
     first: Batch,
     dev: FixedSet | None,
     batches: Batches,
+    new_student: Callable[[], nn.Module] | None,
 ) -> None:
     """Refuse now what a later stage would otherwise refuse after hours of training."""
     if not stages:
@@ -397,7 +398,7 @@ def _check_stages(
         objective = build_objective(
             student, teachers, stage, reference, first.images[:1], number,
             num_train=batches.num_samples, train_labels=getattr(batches, "labels", None),
-            batch_size=len(first.labels),
+            new_student=new_student, batch_size=len(first.labels),
         )  # fmt: skip
         if objective.needs.index and bool((first.index < 0).any()):
             raise DataError(

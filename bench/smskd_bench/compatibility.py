@@ -52,7 +52,8 @@ def _different(plan: Plan, keys: Iterable[str]) -> list[StageSpec]:
     for key in keys:
         spec = plan.nodes[key]
         if not spec.imported:
-            teachers = tuple(plan.nodes[k].model for k in spec.teachers)
+            taught = [plan.nodes[key] for key in spec.teachers]
+            teachers = tuple((node.model, repr(node.methods)) for node in taught)
             methods = tuple(repr(method) for method in spec.methods)
             before = repr(plan.nodes[spec.parent].methods) if spec.parent else ""
             size = spec.training.batch_size
@@ -70,6 +71,14 @@ def _problems(spec: StageSpec, plan: Plan, methods: dict[str, type[Method]]) -> 
     except ConfigError as error:
         return [f"{pair}: {error.message}"]
     found = [f"{pair}: {name}: {why}" for name, why in why_not(stage.parts, shapes).items()]
+    for key in spec.teachers:
+        taught = [methods[method.name] for method in plan.nodes[key].methods]
+        if not any(method.trains_classifier for method in taught):
+            names = "+".join(method.name for method in taught)
+            found.append(
+                f"{pair}: a student of {names} cannot teach, as its own logits are not trained "
+                "(expected an assistant whose last stage trains them)"
+            )
     if spec.parent:
         before = [methods[method.name]() for method in plan.nodes[spec.parent].methods]
         if (reason := why_no_reference(before, spec.reference)) is not None:

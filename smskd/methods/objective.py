@@ -14,7 +14,7 @@ from torch import nn
 from smskd.errors import ConfigError, IncompatibleError
 from smskd.methods.base import Component, Method, Modifier, Needs, PairShapes, Signals, Terms
 from smskd.settings import Reference
-from smskd.taps import FEATURES
+from smskd.taps import FEATURES, NETWORK
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class Objective(nn.Module):
         """Why one optimiser step cannot serve this objective and another seed's, or None."""
         if _has_own_steps(type(self._driver)):
             return f"{self._driver.name} takes its optimiser's steps itself"
-        if self.needs.student_roles - FEATURES:
-            return "a method reaches into the student itself"
+        if self.needs.student_roles - FEATURES or NETWORK in self.needs.teacher_roles:
+            return "a method reaches into the networks themselves"
         draws = [c.name for part in self.parts for c in part.components if c.draws_random]
         if draws:
             return f"{' and '.join(draws)} draw random numbers, which are each seed's own"

@@ -56,3 +56,9 @@ def test_the_bare_student_of_simkd_cannot_hold_the_next_stage():
     assert "stage 2: the reference compares logits" in said
     plan = plan_of(rows=[{"stages": ["simkd", "kd"], "reference": None}])
     check_plan(plan, plan.nodes)
+
+
+def test_a_student_of_simkd_cannot_teach():
+    assistants = {"ta": {"model": "resnet8_half", "stages": ["simkd"]}}
+    rows = [{"name": "taught", "stages": [{"method": "kd", "teacher": "ta"}]}]
+    assert "a student of simkd cannot teach" in refusal(assistants=assistants, rows=rows)
