@@ -102,7 +102,6 @@ def test_kills_in_teacher_first_and_second_stage_and_ctrl_c(bench, undisturbed):
 
 def check_interrupted(done, store):
     assert done.err == "\nstopped; the same command goes on from the last checkpoint\n"
-    assert done.seconds < 5.0
     assert not list(store.rglob("*.tmp"))
     assert not list(store.rglob("failed.json"))
 

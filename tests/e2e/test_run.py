@@ -107,7 +107,6 @@ def test_the_same_command_again_trains_nothing(bench, finished):
     assert counts(done) == (0, len(NAMES), 0)
     assert done.out.splitlines()[:8] == finished.done.out.splitlines()[len(NAMES) :][:8]
     assert stamps(finished.store) == before
-    assert done.seconds < 15.0  # the promise is 3 s; this machine may be busy
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ EXPECTED = [
     (15, "reference.weight: input should be a finite number, but it is NaN"),
     (15, "reference.weighting.map: input should be 'one_minus_tcp', 'tcp', 'constant'"),
     (15, "reference.weighting.temprature: unknown key; did you mean 'temperature'?"),
-    (17, "methods.strong.method: unknown method 'kdd'; did you mean 'kd'"),
+    (17, "methods.strong.method: unknown method 'kdd'; did you mean 'kd' or 'kdsvd' or 'rkd'?"),
     (18, "methods.warm.settings.temprature: unknown key; did you mean 'temperature'?"),
     (18, 'methods.warm.settings.weight: input should be a valid number, but it is "9"'),
     (19, "methods.cold.settings: kd: temperature must be above 0, but it is -4"),

