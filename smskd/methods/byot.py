@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
 from smskd.methods.kd import softened_kl
+from smskd.methods.pooled import no_pooled
 from smskd.methods.srrl import AnyBatchNorm2d
 from smskd.taps import MAPS, POOLED
 
@@ -66,9 +67,7 @@ class BYOT(Method):
             return f"the student has {len(maps)} feature maps; expected at least 3"
         if any(len(shape) != 3 for shape in maps):
             return f"expected (C, H, W) maps, got {maps} from the student"
-        if shapes.student.pooled < 1:
-            return "the student has no pooled feature; expected a width of at least 1"
-        return None
+        return no_pooled("student", shapes.student.pooled)
 
     def build(self, shapes: PairShapes) -> nn.Module:
         """One branch for each map between the stem's and the last."""

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
-from smskd.methods.pkt import lacks_pooled, pooled_pair
+from smskd.methods.pooled import lacks_pooled, pooled_pair
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from smskd.errors import IncompatibleError
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
 from smskd.methods.cc import Embeddings
-from smskd.methods.pkt import lacks_pooled, pooled_pair
+from smskd.methods.pooled import lacks_pooled, pooled_pair
 
 EPSILON = 1e-7
 WIDE = 2**62

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
 from smskd.methods.pkdot import cosines
-from smskd.methods.pkt import lacks_pooled, pooled_pair
+from smskd.methods.pooled import lacks_pooled, pooled_pair
 
 LEAST = 1e-7
 """Lowest affinity by the cosine, so that its logarithm exists."""

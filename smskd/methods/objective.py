@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from operator import or_
 
 import torch
@@ -79,9 +79,9 @@ class Objective(nn.Module):
             for part in self.parts
         )
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
-        """What any of the methods must be given."""
+        """What any of the methods must be given; read in every step."""
         return reduce(or_, (part.needs for part in self.parts))
 
     def check(self, shapes: PairShapes) -> None:

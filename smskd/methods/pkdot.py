@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
+from smskd.methods.pooled import no_pooled
 from smskd.methods.sinkhorn import sinkhorn_divergence
 from smskd.taps import Outputs
 
@@ -62,8 +63,8 @@ class PKDOT(Method):
             return f"blur is {self.blur:g}; expected more than 0"
         networks = [("student", shapes.student), *(("teacher", t) for t in shapes.teachers)]
         for who, network in networks:
-            if network.pooled < 1:
-                return f"the {who} has no pooled feature; expected a width of at least 1"
+            if reason := no_pooled(who, network.pooled):
+                return reason
         if shapes.batch_size == 1:
             return (
                 "a batch is 1 sample, which is related to nothing; expected batches of at least 2 "

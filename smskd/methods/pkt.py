@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
+from smskd.methods.pooled import lacks_pooled, pooled_pair
 
 EPSILON = 1e-7
 """Keeps logarithm and norm away from 0."""
@@ -59,19 +60,3 @@ def neighbours(feature: Tensor) -> Tensor:
     unit = F.normalize(feature, eps=EPSILON)
     similarity = (unit @ unit.T + 1.0) / 2.0
     return similarity / similarity.sum(dim=1, keepdim=True)
-
-
-def pooled_pair(signals: Signals) -> tuple[Tensor, Tensor]:
-    """The pooled features ``(B, D)`` of the student and of the first teacher."""
-    feature_s, feature_t = signals.student.pooled, signals.teacher.pooled
-    assert feature_s is not None  # asked for in needs
-    assert feature_t is not None
-    return feature_s, feature_t
-
-
-def lacks_pooled(shapes: PairShapes) -> str | None:
-    """Who has no pooled feature, as a reason for ``check``, or None."""
-    for who, pooled in (("student", shapes.student.pooled), ("teacher", shapes.teacher.pooled)):
-        if pooled < 1:
-            return f"the {who} has no pooled feature; expected a width of at least 1"
-    return None

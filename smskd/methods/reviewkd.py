@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from smskd.methods.at import pool_to
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
+from smskd.methods.pooled import no_pooled
 from smskd.methods.srrl import conv_norm
 from smskd.taps import MAPS, POOLED, PREACT, Outputs
 
@@ -80,8 +81,8 @@ class ReviewKD(Method):
                 )
             if any(len(shape) != 3 for shape in maps):
                 return f"expected (C, H, W) maps, got {maps} from the {who}"
-            if pooled < 1:
-                return f"the {who} has no pooled feature; expected a width of at least 1"
+            if reason := no_pooled(who, pooled):
+                return reason
         return None
 
     def build(self, shapes: PairShapes) -> nn.Module:

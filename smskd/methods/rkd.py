@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
+from smskd.methods.pooled import lacks_pooled, pooled_pair
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,11 @@ class RKD(Method):
 
     def check(self, shapes: PairShapes) -> str | None:
         """Both networks must have a pooled feature."""
-        for who, pooled in (("student", shapes.student.pooled), ("teacher", shapes.teacher.pooled)):
-            if pooled < 1:
-                return f"the {who} has no pooled feature; expected a width of at least 1"
-        return None
+        return lacks_pooled(shapes)
 
     def distill(self, signals: Signals, modules: nn.Module) -> Terms:
         """Huber losses on relative distances and on angles."""
-        feature_s, feature_t = signals.student.pooled, signals.teacher.pooled
-        assert feature_s is not None  # asked for in needs
-        assert feature_t is not None
+        feature_s, feature_t = pooled_pair(signals)
         distances_s, angles_s = relations(feature_s)
         distances_t, angles_t = relations(feature_t)
         distance = F.smooth_l1_loss(distances_s, distances_t)

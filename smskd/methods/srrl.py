@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from smskd.errors import IncompatibleError
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
+from smskd.methods.pooled import no_pooled
 from smskd.taps import CLASSIFIER, POOLED, SPATIAL
 
 
@@ -58,9 +59,7 @@ class SRRL(Method):
             return (
                 f"the student's map before pooling is {shapes.student.spatial}; expected (C, H, W)"
             )
-        if shapes.teacher.pooled < 1:
-            return "the teacher has no pooled feature; expected a width of at least 1"
-        return None
+        return no_pooled("teacher", shapes.teacher.pooled)
 
     def build(self, shapes: PairShapes) -> nn.Module:
         """The transfer layer T and a copy of the teacher's classifier.

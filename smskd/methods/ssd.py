@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from smskd.methods.base import Method, Needs, PairShapes, Signals, Terms
 from smskd.methods.kd import softened_kl
-from smskd.methods.pkt import lacks_pooled, pooled_pair
+from smskd.methods.pooled import lacks_pooled, pooled_pair
 
 
 @dataclass(frozen=True)
