@@ -137,6 +137,7 @@ def random_kills(bench, undisturbed, kills, longest_s):
     return [age for age in ages if age is not None], longest
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(bench, undisturbed):
     random_kills(bench, undisturbed, kills=3, longest_s=3.0)
 

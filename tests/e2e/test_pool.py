@@ -200,6 +200,7 @@ def is_slow(store, key):
     return Store(store).spec_document(key)["methods"][0]["name"] == "slow"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_then_ctrl_c_then_a_killed_parent(bench, site):
     matrix, store = slow_matrix(bench), bench.folder / "store"
     env = environment(bench, site, SLOW_S="0.1")

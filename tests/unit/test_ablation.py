@@ -319,6 +319,7 @@ def test_folded_seeds_train_each_its_own_student(bench):
     folded.close()
 
 
+@pytest.mark.slow
 def test_processes_train_turn_after_turn(monkeypatch):
     from contextlib import ExitStack
 

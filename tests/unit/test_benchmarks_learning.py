@@ -222,6 +222,7 @@ def test_identity_is_of_everything_but_the_folder():
         assert dataclasses.replace(setting, **change).identity != setting.identity
 
 
+@pytest.mark.slow
 def test_smoke_run_trains_every_way(few_images, tmp_path):
     pytest.importorskip("PIL", reason="torchvision is not installed")
     words = ["--smoke", "--seeds", "0,1", "--output", str(tmp_path)]

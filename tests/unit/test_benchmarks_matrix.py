@@ -129,6 +129,7 @@ def test_shared_matrix_has_enough_cells_that_begin_alike():
         assert [c.name for c in make_plan(plan.loaded, each.name).cells] == [each.name]
 
 
+@pytest.mark.slow
 def test_a_tiny_matrix_is_measured_both_ways(tmp_path):
     file = tmp_path / "tiny.yaml"
     file.write_text(TINY)

@@ -134,6 +134,7 @@ def test_what_there_is_no_time_for_is_estimated(store, monkeypatch):
     assert quick([FORWARD, wide], store).estimated == {}
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_really_train():
     found = measured_workers(TRAIN, "cpu", "resnet8_half", candidates=(1, 2), trial_s=0.2)
     assert found.stopped == ""
