@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,21 +147,17 @@ def status(store: Path, matrix: Path | None, only: str | None) -> None:
     "--format", "form", type=click.Choice(["table", "markdown", "csv", "json"]),
     default="table", show_default=True,
 )  # fmt: skip
-def leaderboard(matrix: Path, store: Path, only: str | None, form: str) -> None:
+@click.option("--devices", is_flag=True, help="Every precision on every device instead.")
+@click.option(
+    "--picture", type=_FILE, help="Draw accuracy against latency: a .png, .svg or .html file."
+)
+def leaderboard(**options: Any) -> None:
     """Rank the rows of a matrix from what the store holds."""
     from rich.console import Console
 
-    from smskd_bench.config import load_matrix
-    from smskd_bench.plan import make_plan
-    from smskd_bench.report.rows import leaderboard_rows
-    from smskd_bench.report.tables import print_table, render
-    from smskd_bench.store import Store
+    from smskd_bench.report import board
 
-    rows = leaderboard_rows(make_plan(load_matrix(matrix), only), Store.peek(store))
-    if form == "table":
-        print_table(rows, Console())
-    else:
-        click.echo(render(rows, form), nl=False)
+    board.show(board.BoardRequest(**options), Console())
 
 
 @main.command("list")
@@ -223,6 +220,31 @@ def doctor(store: Path, data_root: Path | None) -> None:
     sys.exit(doctor_command.report(store, data_root, Console()))
 
 
+_DEVICE_OPTIONS = (
+    click.option(
+        "--device", metavar="USER@HOST",
+        help="Measure there, through the system's OpenSSH; default: this machine.",
+    ),
+    click.option("--quick", is_flag=True, help="Shorten the measurement; such numbers never rank."),
+    click.option("--threads", type=click.IntRange(min=1), help="CPU threads; else the target's."),
+    click.option("--precision", "precisions", multiple=True, help="Only this; may be repeated."),
+    click.option(
+        "--allow", multiple=True, metavar="REQUIREMENT",
+        help="Measure although this is not met, e.g. power_mode; the rows say so and never rank.",
+    ),
+    click.option("--python", help="Interpreter there; default: python3, and ours here."),
+    click.option("--energy/--no-energy", default=True, help="Read power where the device can."),
+    click.option("--resume", is_flag=True, help="Fetch what a lost link left, no more."),
+)  # fmt: skip
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of everything that measures."""
+    for option in reversed(_DEVICE_OPTIONS):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.option(
     "--matrix", type=_FILE, default=Path("leaderboards/quickstart.yaml"), show_default=True,
@@ -232,14 +254,38 @@ def doctor(store: Path, data_root: Path | None) -> None:
 @store_option
 @data_option
 @click.option("--cell", "cells", multiple=True, help="Cell to export; default: the best row's.")
-@click.option("--quick", is_flag=True, help="Shorten the measurement; such numbers never rank.")
+@device_options
+@click.option("--again", is_flag=True, help="Measure again what was measured already.")
+@click.option("--archive", type=_FILE, help="Also write bundle and test set into one .tar file.")
+@click.option(
+    "--tracking", type=click.Choice(["wandb", "none"]), default="wandb", show_default=True,
+    help="Mirror to Weights & Biases (offline without a login), or not.",
+)  # fmt: skip
+@click.option(
+    "--project", default="smskd-bench", show_default=True, envvar="WANDB_PROJECT",
+    help="Weights & Biases project.",
+)  # fmt: skip
 def export(**options: Any) -> None:
-    """Export students to ONNX, check them, and time them where the target is this machine."""
+    """Export students to ONNX in every precision, check them, and measure them on a device."""
     from rich.console import Console
 
     from smskd_bench import exporting
 
-    exporting.export(exporting.ExportRequest(**options), Console())
+    sys.exit(exporting.export(exporting.request(**options), Console()))
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@device_options
+@click.option("--test-set", type=_FOLDER, help="Test images, where the bundle has none beside it.")
+@click.option("--out", type=_FOLDER, help="Folder of the measurements of this bundle.")
+def measure(bundle: Path, test_set: Path | None, out: Path | None, **options: Any) -> None:
+    """Measure an exported BUNDLE (folder or .tar) here or on a device; needs no torch."""
+    from rich.console import Console
+
+    from smskd_bench.device_runs import MeasureRequest, measure_file
+
+    sys.exit(measure_file(bundle, MeasureRequest(**options), test_set, out, Console()))
 
 
 if __name__ == "__main__":

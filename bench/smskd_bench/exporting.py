@@ -1,93 +1,211 @@
-"""``smskd-bench export``: students of a matrix to bundles in the store, timed if possible here."""
+"""``smskd-bench export``: students of a matrix to bundles in the store, measured on a device."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 from smskd_export import ExportReport, export_student, load_target, read_report
+from smskd_export.archive import OpenedBundle, open_bundle, write_archive
+from smskd_export.measuring import probe
 from smskd_export.targets import Target
 
 from smskd.datasets import dataset_info
 from smskd.errors import ConfigError, RefusedError, did_you_mean
 from smskd_bench.config import load_matrix
-from smskd_bench.environment import processor_name
+from smskd_bench.device_runs import (
+    GATE_FAILED,
+    MeasureRequest,
+    exit_code,
+    measure_opened,
+    print_measurement,
+)
+from smskd_bench.measurements import latest, measurement_folder
 from smskd_bench.plan import Cell, Plan, make_plan
-from smskd_bench.report.rows import LeaderboardRow, best_cell, exported_numbers, leaderboard_rows
+from smskd_bench.report.export_lines import host_lines
+from smskd_bench.report.rows import LeaderboardRow, best_cell, leaderboard_rows
 from smskd_bench.running import RunRequest, run_options
 from smskd_bench.store import Store
+from smskd_bench.tracking_exports import mirror_measurement
 from smskd_bench.worker import Worker
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What the user asked for on the command line."""
+    """What the user asked for on the command line.
+
+    Attributes:
+        measuring: How to measure.
+        again: Measure again what was measured already.
+        archive: File for bundle and test set in one, or None.
+    """
 
     matrix: Path
     target: str
     store: Path
     data_root: Path | None = None
     cells: tuple[str, ...] = ()
-    quick: bool = False
+    measuring: MeasureRequest = field(default_factory=MeasureRequest)
+    again: bool = False
+    archive: Path | None = None
+    tracking: str = "none"
+    project: str = "smskd-bench"
 
 
-def export(request: ExportRequest, console: Console) -> None:
-    """Export the chosen students and print one line each.
+def request(**options: Any) -> ExportRequest:
+    """Sort the command line's options into a request."""
+    names = MeasureRequest.__dataclass_fields__.keys() & options.keys()
+    measuring = MeasureRequest(**{name: options.pop(name) for name in names})
+    return ExportRequest(**options, measuring=measuring)
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """One student, exported: its cell, what was made, and where it is in the store."""
+
+    cell: Cell
+    report: ExportReport
+    folder: Path
+
+
+def export(request: ExportRequest, console: Console) -> int:
+    """Export the chosen students, measure them where that can be done, print their tables.
+
+    Returns:
+        The exit code: 0, or 3 if a precision failed a gate.
 
     Raises:
-        RefusedError: a student is not trained yet, or its graph fails a check.
+        SmskdError: a student is not trained yet, its graph fails a check, the device refuses.
     """
-    target = load_target(request.target)
+    target = _target(request)
     plan = make_plan(load_matrix(request.matrix))
     store = Store.open(request.store)
     run_request = RunRequest(request.matrix, request.store, request.data_root)
     worker = Worker(store, run_options(run_request, plan, "cpu"))
+    code = 0
     for cell in _chosen(request, plan, store):
-        report, folder = _export_cell(request, target, cell, plan, worker)
-        for line in _lines(cell, report, folder):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        made = _export_cell(target, cell, plan, worker)
+        for line in host_lines(made.report, made.folder):
+            console.print(Text(line), soft_wrap=True)
+        code = max(code, _measure(request, made, store, console))
+        if made.report.left_out:
+            code = GATE_FAILED
+    _draw(plan, store, console)
+    return code
 
 
-def _export_cell(
-    request: ExportRequest, target: Target, cell: Cell, plan: Plan, worker: Worker
-) -> tuple[ExportReport, Path]:
+def _target(request: ExportRequest) -> Target:
+    target = load_target(request.target)
+    threads = request.measuring.threads
+    return target if threads is None else target.with_threads(threads)
+
+
+def _export_cell(target: Target, cell: Cell, plan: Plan, worker: Worker) -> _Exported:
     key = cell.stages[-1]
-    folder = worker.store.export_folder(key, bundle_name(target, request.quick))
+    folder = worker.store.export_folder(key, bundle_name(target))
     report = read_report(folder)
-    if report is not None:
-        return report, folder
+    if report is None:
+        report = _make(target, cell, plan, worker, folder)
+    return _Exported(cell, report, folder)
+
+
+def _make(target: Target, cell: Cell, plan: Plan, worker: Worker, folder: Path) -> ExportReport:
+    key = cell.stages[-1]
     spec = plan.nodes[key]
     info, data = dataset_info(spec.dataset.name), worker.data(spec.dataset)
-    made = export_student(
+    return export_student(
         worker.deployed(spec),
         name=cell.name,
+        dataset=spec.dataset.name,
         image_shape=(info.channels, info.size, info.size),
         num_classes=info.num_classes,
         mean=info.mean,
         std=info.std,
+        train_images=data.train_images,
         test_images=data.test.images,
         test_labels=data.test.labels,
         target=target,
         out_dir=folder,
+        test_sets=worker.store.root / "exports" / "test_sets",
         provenance={"key": key, "cell": cell.name, "matrix": plan.matrix.name},
-        quick=request.quick,
     )
-    return made, folder
 
 
-def bundle_name(target: Target, quick: bool) -> str:
-    """Folder of a bundle: the target's name and a hash of its profile and, if timed, the machine.
+def bundle_name(target: Target) -> str:
+    """Folder of a bundle: the target's name and a hash of its profile.
 
-    So a changed profile or another machine on the same store never gets old numbers.
+    So a changed profile never gets old graphs.
     """
-    where = processor_name() if target.measure_here else ""
-    profile = json.dumps([asdict(target), where], sort_keys=True)
-    digest = hashlib.sha256(profile.encode()).hexdigest()[:8]
-    return f"{target.name}-{digest}" + ("-quick" if quick else "")
+    profile = json.dumps(asdict(target), sort_keys=True)
+    return f"{target.name}-{hashlib.sha256(profile.encode()).hexdigest()[:8]}"
+
+
+def _measure(request: ExportRequest, made: _Exported, store: Store, console: Console) -> int:
+    """Measure a bundle unless that was done, or say why not and how; the exit code."""
+    opened = open_bundle(made.folder, store.root / "exports")
+    if request.archive is not None:
+        write_archive(opened, request.archive)
+        console.print(Text(f"  archive: {request.archive}"), soft_wrap=True)
+    asked = request.measuring
+    parent = measurement_folder(store.root, made.cell.stages[-1], made.folder.name)
+    threads = made.report.target.threads
+    judged = latest(parent, made.report.bundle_id, asked.device, asked.quick, threads)
+    if judged is None or request.again or asked.resume:
+        refused = _why_not_here(asked, opened)
+        if refused:
+            for line in _not_measured(request, made, refused):
+                console.print(Text(line), soft_wrap=True)
+            return 0
+        folder, judged = measure_opened(opened, asked, None, parent, console)
+        for line in mirror_measurement(
+            request.tracking, request.project, store.root, made.folder, folder, judged
+        ):
+            console.print(Text(line), soft_wrap=True)
+    print_measurement(judged, console)
+    return exit_code(judged)
+
+
+def _why_not_here(asked: MeasureRequest, opened: OpenedBundle) -> list[str]:
+    """What this machine lacks to be the target; nothing if a device was named or all is waived."""
+    if asked.device is not None:
+        return []
+    _, refusals = probe(opened.bundle, None, python=asked.python)
+    return [r.message for r in refusals if r.code not in asked.allow]
+
+
+def _not_measured(request: ExportRequest, made: _Exported, refused: list[str]) -> Iterator[str]:
+    yield "  latency: not measured; this machine is not the target:"
+    yield from (f"    {reason}" for reason in refused)
+    folder = shlex.quote(str(made.folder))
+    yield f"  on the device's network: smskd-bench measure {folder} --device USER@HOST"
+    yield (
+        "  on the device itself: copy that folder there, then "
+        "python3 bundle/run.py bundle --test-set test_set --out results"
+    )
+
+
+def _draw(plan: Plan, store: Store, console: Console) -> None:
+    """Keep the picture of all measured students of the matrix up to date, where it can be drawn."""
+    from smskd_bench.report.picture import draw, points
+
+    found = points(leaderboard_rows(plan, store))
+    if not found:
+        return
+    for ending in (".png", ".html"):
+        path = store.root / "pictures" / f"{plan.matrix.name}-devices{ending}"
+        try:
+            draw(found, path, plan.matrix.name)
+        except ConfigError as error:
+            console.print(Text(f"no picture: {error.message} ({error.hint})"))
+            return
+        console.print(Text(f"picture: {path}"), soft_wrap=True)
 
 
 def _chosen(request: ExportRequest, plan: Plan, store: Store) -> Iterator[Cell]:
@@ -102,7 +220,7 @@ def _chosen(request: ExportRequest, plan: Plan, store: Store) -> Iterator[Cell]:
         if not store.is_done(by_name[name].stages[-1]):
             raise RefusedError(
                 f"{name} is not trained yet",
-                f"smskd-bench run --matrix {request.matrix} --only '{name}'",
+                f"smskd-bench run --matrix {request.matrix} --only {name!r}",
             )
         yield by_name[name]
 
@@ -120,26 +238,3 @@ def _best(plan: Plan, store: Store) -> Iterator[Cell]:
     for pair, row in first.items():
         if cell := best_cell(plan, store, pair, row.row):
             yield cell
-
-
-def _lines(cell: Cell, report: ExportReport, folder: Path) -> Iterator[str]:
-    numbers, parity = exported_numbers(report), report.parity
-    yield f"{cell.name} -> {report.target.name}: {folder}"
-    yield (
-        f"  top-1 {parity.onnx_top1:.2f} % (PyTorch {parity.torch_top1:.2f} %), "
-        f"agreement {parity.agreement:.2f} %, largest logit difference {parity.max_abs_diff:.1e}, "
-        f"n {parity.n}"
-    )
-    yield (
-        f"  {numbers.size_mb:.2f} MB, {report.parameters:,} parameters, {report.macs:,} MACs, "
-        f"opset {report.graph.opset}, sha256 {report.graph.sha256[:12]}"
-    )
-    if numbers.p50_ms is None:
-        yield f"  latency {report.not_measured}"
-    else:
-        yield (
-            f"  latency p50 {numbers.p50_ms:.3f} ms, p90 {numbers.p90_ms:.3f} ms, "
-            f"p99 {numbers.p99_ms:.3f} ms (batch 1, {report.target.threads} thread)"
-        )
-    for flag in numbers.flags:
-        yield f"  note: {flag}"

@@ -11,7 +11,8 @@
         result.json                      written last: its presence means done
         failed.json                      instead of a result: status and reason
         lock                             held while somebody trains
-    <store>/exports/<key>/<target>/      bundles of exported students
+    <store>/exports/<key>/<target>/      exported students: report, bundle, test set
+    <store>/measurements/                what devices brought back (measurements.py)
     <store>/tables/<key>/                outputs of frozen networks (smskd/output_table.py)
     <store>/calibration.json             speeds measured by --dry-run; may be deleted
 

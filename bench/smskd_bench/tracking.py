@@ -13,7 +13,7 @@ from __future__ import annotations
 import configparser
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -50,15 +50,32 @@ class ArtifactRef:
 
 
 @dataclass(frozen=True)
+class OutputRef:
+    """Files that a run made, other than a student's weights.
+
+    Attributes:
+        name: Name of the W&B artifact.
+        kind: Its type, e.g. "bundle".
+        folder: Holds the files.
+        files: Which of them, as paths below ``folder``.
+    """
+
+    name: str
+    kind: str
+    folder: Path
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RunCard:
-    """What is known about a stage run before it starts.
+    """What is known about a stage run (or a measurement) before it starts.
 
     Attributes:
         key: Key of the stage run, 64 hexadecimal digits; the W&B run id is made from it.
         name: Name shown to people.
         project: W&B project.
         group: Cell or matrix the run belongs to.
-        job_type: "teacher" or "student".
+        job_type: "teacher", "student" or "measurement".
         tags: Free labels; W&B keeps the first 64 characters of each.
         config: The full specification, may be nested.
         inputs: Weights of the parent and of the teachers.
@@ -89,7 +106,12 @@ class Tracker(Protocol):
         """Add the metrics of one epoch."""
 
     def end(
-        self, key: str, status: str, summary: Mapping[str, object], weights: Path | None
+        self,
+        key: str,
+        status: str,
+        summary: Mapping[str, object],
+        weights: Path | None,
+        outputs: Sequence[OutputRef] = (),
     ) -> None:
         """Close the mirror of a stage run.
 
@@ -98,6 +120,7 @@ class Tracker(Protocol):
             status: "done", or any other word for a run that did not end well.
             summary: Flat fields for the leaderboard, such as test_top1, pair, row, seed.
             weights: Weights file to record as this run's output, or None.
+            outputs: Other files to record as its outputs.
         """
 
     def close(self, timeout_s: float) -> list[str]:
@@ -118,7 +141,12 @@ class NullTracker:
         """Do nothing."""
 
     def end(
-        self, key: str, status: str, summary: Mapping[str, object], weights: Path | None
+        self,
+        key: str,
+        status: str,
+        summary: Mapping[str, object],
+        weights: Path | None,
+        outputs: Sequence[OutputRef] = (),
     ) -> None:
         """Do nothing."""
 

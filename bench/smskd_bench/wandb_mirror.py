@@ -6,7 +6,7 @@ here can slow, hang or kill training: its environment, exit hooks, signal handle
 its own, and it can be killed.
 
 Requests:  {"op": "begin", "card": {...}} | {"op": "log", "key", "row", "epoch"}
-           | {"op": "end", "key", "status", "summary", "weights"} | {"op": "close"}
+           | {"op": "end", "key", "status", "summary", "weights", "outputs"} | {"op": "close"}
 Answers:   {"problem": text} | {"offline": folder of a run} | {"left": folder of a run}
 """
 
@@ -148,6 +148,8 @@ class Mirror:
         if message.get("weights"):
             staged = stage(Path(message["weights"]), staged_path(folder, run, key))
             run.log_artifact(weights_artifact(key, staged))
+        for output in message.get("outputs", ()):
+            run.log_artifact(files_artifact(output, staged_path(folder, run, key)))
         del self._runs[key]
         if self._finish(run, 0 if status == "done" else 1) and not run.offline:
             drop_staged(folder, run)
@@ -219,6 +221,18 @@ def weights_artifact(key: str, staged: Path) -> Any:
     artifact.add_file(
         str(staged), name=f"weights{staged.suffix}", policy="immutable", skip_cache=True
     )
+    return artifact
+
+
+def files_artifact(output: dict[str, Any], staged: Path) -> Any:
+    """Artifact of some files of the store, read from links that wandb may delete."""
+    import wandb
+
+    artifact = wandb.Artifact(output["name"], type=output["kind"])
+    for number, name in enumerate(output["files"]):
+        path = Path(output["folder"], name)
+        link = stage(path, staged.with_name(f"{staged.name}-{output['kind']}-{number}"))
+        artifact.add_file(str(link), name=name, policy="immutable", skip_cache=True)
     return artifact
 
 

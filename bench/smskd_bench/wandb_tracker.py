@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from smskd_bench.tracking import RunCard
+from smskd_bench.tracking import OutputRef, RunCard
 
 MAX_WAITING = 20_000
 MAX_PROBLEMS = 5
@@ -87,11 +87,19 @@ class WandbTracker:
         self._put({"op": "log", "key": key, "row": dict(row), "epoch": epoch})
 
     def end(
-        self, key: str, status: str, summary: Mapping[str, object], weights: Path | None
+        self,
+        key: str,
+        status: str,
+        summary: Mapping[str, object],
+        weights: Path | None,
+        outputs: Sequence[OutputRef] = (),
     ) -> None:
         """Close the W&B run, with its leaderboard fields and its weights."""
         message = {"op": "end", "key": key, "status": status, "summary": dict(summary)}
-        self._put({**message, "weights": None if weights is None else str(weights)})
+        files = [{**vars(output), "folder": str(output.folder.absolute())} for output in outputs]
+        self._put(
+            {**message, "weights": None if weights is None else str(weights), "outputs": files}
+        )
 
     def close(self, timeout_s: float) -> list[str]:
         """Drain for at most `timeout_s` seconds, kill what is left, and tell what happened."""

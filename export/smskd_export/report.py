@@ -1,161 +1,129 @@
-"""The record of one export: what ``report.json`` in a bundle holds, field by field."""
+"""The record of one export: what ``report.json`` beside a bundle holds, field by field.
+
+The bundle says what travels; this says how it was made and what was checked here.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from smskd.errors import StoreError
-from smskd_export.latency import Flag, LatencySummary
 from smskd_export.machine import Machine
-from smskd_export.onnx_graph import GraphInfo
+from smskd_export.manifest import as_json
 from smskd_export.parity import Parity
-from smskd_export.targets import Protocol, Target
+from smskd_export.targets import Target
+from smskd_export.tensorrt_check import TensorRtCheck
 
-SCHEMA = 1
-REPORT = "report.json"
+SCHEMA = 2
+REPORT, BUNDLE, TEST_SET = "report.json", "bundle", "test_set"
 
 
 @dataclass(frozen=True)
-class MeasuredLatency:
-    """A latency with everything that must be known to read it.
+class SweepCheck:
+    """The graph of a batch size after the first.
 
     Attributes:
-        summary: The numbers.
-        scope: What one sample includes.
-        batch: Images an inference.
-        threads: Threads of the runtime.
-        protocol: How long was measured, as it was applied.
-        load_ns: Time to load the graph.
-        first_ns: Time of the very first inference.
-        timer_overhead_ns: What one reading of the clock adds to a sample.
+        batch: B.
+        parity: How it compares with PyTorch, on some test images.
+        tensorrt: What a TensorRT here said of it; None where the target's runtime is another.
     """
 
-    summary: LatencySummary
-    scope: str
     batch: int
-    threads: int
-    protocol: Protocol
-    load_ns: int
-    first_ns: int
-    timer_overhead_ns: int
+    parity: Parity
+    tensorrt: TensorRtCheck | None
+
+
+@dataclass(frozen=True)
+class HostCheck:
+    """What was checked of one precision where it was made, whether it passed or not.
+
+    Attributes:
+        precision: Name from the profile.
+        bytes: Size of the graph of the first batch size.
+        parity: How that graph compares with PyTorch, on the whole test set.
+        tensorrt: What a TensorRT here said of it; None where the target's runtime is another.
+        sweep: The graphs of the other batch sizes; empty if the first one failed.
+    """
+
+    precision: str
+    bytes: int
+    parity: Parity
+    tensorrt: TensorRtCheck | None
+    sweep: tuple[SweepCheck, ...] = ()
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Everything known about one exported student.
+    """Everything known about one export.
 
     Attributes:
         schema: Version of this record.
         name: Name of the student.
         created_utc: When, ISO 8601.
-        quick: Whether the protocol was shortened; such a latency is never ranked.
+        seconds: How long it took.
+        bundle_id: Of the bundle beside this file.
         target: The profile, as it was applied.
         image_shape: ``(C, H, W)``.
         num_classes: K.
-        mean: Per channel, of images in 0..1; it is inside the graph.
-        std: As mean.
         parameters: Trainable and frozen parameters of the student.
         macs: Multiply-accumulates of one image.
-        graph: What the ONNX file holds.
-        parity: How the graph compares with PyTorch; always a passed one.
-        latency: The measurement, or None.
-        not_measured: Why there is no latency; empty if there is one.
+        torch_top1: Accuracy of the PyTorch student on the test set, in percent.
+        checks: One for each precision whose graphs could be made, in the profile's order.
+        left_out: Precision name to the reason why it is not in the bundle.
         machine: Where this ran.
         versions: Package name to version.
         provenance: What the caller wants to be remembered, e.g. the training run.
-        flags: Doubts, in words.
-        files: SHA-256 of every other file of the bundle, by path.
     """
 
     schema: int
     name: str
     created_utc: str
-    quick: bool
+    seconds: float
+    bundle_id: str
     target: Target
     image_shape: tuple[int, int, int]
     num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     parameters: int
     macs: int
-    graph: GraphInfo
-    parity: Parity
-    latency: MeasuredLatency | None
-    not_measured: str
+    torch_top1: float
+    checks: tuple[HostCheck, ...]
+    left_out: dict[str, str]
     machine: Machine
     versions: dict[str, str]
     provenance: dict[str, object]
-    flags: tuple[Flag, ...]
-    files: dict[str, str]
 
 
 def write_report(folder: Path, report: ExportReport) -> None:
-    """Write ``report.json`` into a bundle."""
-    text = json.dumps(asdict(report), indent=2, sort_keys=True, allow_nan=False)
-    (folder / REPORT).write_text(text + "\n", encoding="utf-8")
+    """Write ``report.json`` beside a bundle."""
+    (folder / REPORT).write_text(as_json(report), encoding="utf-8")
 
 
 def read_report(folder: Path) -> ExportReport | None:
-    """Read the report of a bundle, or None if there is no bundle.
+    """Read the report of an export, or None if there is none.
 
     Raises:
-        StoreError: the report cannot be read, or was written by a newer version.
+        StoreError: the report cannot be read, or was written by another version.
     """
-    path = folder / REPORT
+    path, again = folder / REPORT, "delete the folder and export again"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            f"{path} is damaged: {error}", "delete the bundle and export again"
-        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: {error}", again) from error
     schema = record.get("schema") if isinstance(record, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
+    if isinstance(schema, int) and schema != SCHEMA:
         raise StoreError(
-            f"{path} has schema {schema}, this program reads {SCHEMA}", "update smskd-bench"
+            f"{path} has schema {schema}, this program reads {SCHEMA}",
+            "update smskd-bench" if schema > SCHEMA else again,
         )
     try:
         return TypeAdapter(ExportReport).validate_python(record)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(
-            f"{path} is damaged: {where}: {first['msg']}", "delete the bundle and export again"
-        ) from error
-
-
-def verify_bundle(folder: Path) -> ExportReport:
-    """Check that every file of a bundle is the one its report speaks of.
-
-    Raises:
-        StoreError: there is no bundle, or a file is missing or was changed.
-    """
-    report = read_report(folder)
-    if report is None:
-        raise StoreError(f"{folder} holds no export", "run the export first")
-    now = hash_files(folder)
-    changed = sorted(
-        p for p in report.files.keys() | now.keys() if report.files.get(p) != now.get(p)
-    )
-    if changed:
-        raise StoreError(
-            f"{folder}: missing, changed or unknown files: {', '.join(changed)}",
-            "delete the bundle and export again",
-        )
-    return report
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below ``folder`` except the report, by path with forward slashes."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    hashes = {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
-    }
-    hashes.pop(REPORT, None)
-    return hashes
+        raise StoreError(f"{path} is damaged: {where}: {first['msg']}", again) from error

@@ -23,7 +23,17 @@ from smskd.datasets import DATASETS
 from smskd.methods import METHODS, MODIFIERS
 from smskd.models import MODELS
 
-COMMANDS = ["run", "status", "leaderboard", "list", "import", "fetch", "doctor", "export"]
+COMMANDS = [
+    "run",
+    "status",
+    "leaderboard",
+    "list",
+    "import",
+    "fetch",
+    "doctor",
+    "export",
+    "measure",
+]
 HEAVY = [
     "torch",
     "numpy",
@@ -132,6 +142,11 @@ def test_short_help_and_no_command(here):
     assert "Usage:" in here(expect=2).text
 
 
+MEASURING = [
+    ("--device", None, None), ("--quick", None, False), ("--threads", None, None), ("--precision", None, None),
+    ("--allow", None, None), ("--python", None, None), ("--energy", None, True), ("--resume", None, False),
+]  # fmt: skip
+PROJECT = ("--project", "WANDB_PROJECT", "smskd-bench")
 STORE = ("--store", "SMSKD_STORE", "runs")
 DATA = ("--data-root", "SMSKD_DATA", None)
 MATRIX, ONLY = ("--matrix", None, "required"), ("--only", None, None)
@@ -143,7 +158,7 @@ FROZEN = {
         ("--download", None, False),
     ],
     "status": [STORE, ("--matrix", None, None), ONLY],
-    "leaderboard": [MATRIX, STORE, ONLY, ("--format", None, "table")],
+    "leaderboard": [MATRIX, STORE, ONLY, ("--format", None, "table"), ("--devices", None, False), ("--picture", None, None)],
     "list": [("kind", None, "required")],
     "import": [
         ("file", None, "required"), ("--model", None, "required"), ("--classes", None, "required"), ("--out", None, "required"),
@@ -152,8 +167,10 @@ FROZEN = {
     "fetch": [("dataset", None, "required"), DATA],
     "doctor": [STORE, DATA],
     "export": [
-        ("--matrix", None, "leaderboards/quickstart.yaml"), ("--target", None, "required"), STORE, DATA, ("--cell", None, None), ("--quick", None, False),
+        ("--matrix", None, "leaderboards/quickstart.yaml"), ("--target", None, "required"), STORE, DATA, ("--cell", None, None), *MEASURING,
+        ("--again", None, False), ("--archive", None, None), ("--tracking", None, "wandb"), PROJECT,
     ],
+    "measure": [("bundle", None, "required"), *MEASURING, ("--test-set", None, None), ("--out", None, None)],
 }  # fmt: skip
 
 

@@ -1,49 +1,31 @@
-"""Timing through ONNX Runtime: exact threads, both minimums of a window, every sample kept."""
-
-import gc
-import itertools
+"""Running a graph for a check: exact threads, its own batch size, quantised layers as written."""
 
 import numpy as np
 import pytest
 import torch
-from smskd_export.cpu_session import CpuSession, measure_latency
+from smskd_export.cpu_session import CpuSession
 from smskd_export.onnx_graph import export_onnx
-from smskd_export.targets import Protocol, load_target
+from smskd_export.reference import scale, session_logits, torch_logits
 from torch import nn
 
 SHAPE = (1, 4, 4)
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
+def net():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
+
+
+@pytest.fixture(scope="module", params=[1, 4])
+def path(request, net, tmp_path_factory):
     path = tmp_path_factory.mktemp("session") / "student.onnx"
-    export_onnx(net, SHAPE, (0.5,), (0.25,), load_target("cpu"), path)
+    export_onnx(net, SHAPE, (0.5,), (0.25,), opset=20, batch=request.param, path=path)
     return path
 
 
-class TickingClock:
-    """Moves on by ``step_ns`` at every reading, so that counts can be foretold."""
-
-    def __init__(self, step_ns):
-        self.readings = itertools.count(0, step_ns)
-
-    def __call__(self):
-        return next(self.readings)
-
-
-class Recording(CpuSession):
-    """Remembers the shape and sum of what it was given, and whether gc was on."""
-
-    def __init__(self, path):
-        super().__init__(path)
-        self.seen, self.gc_was_on = [], set()
-
-    def run(self, images):
-        self.seen.append((images.shape, float(images.sum())))
-        self.gc_was_on.add(gc.isenabled())
-        return super().run(images)
+def pictures(n):
+    return np.random.default_rng(0).integers(0, 256, (n, *SHAPE), dtype=np.uint8)
 
 
 def test_threads_are_exact_and_operators_run_in_order(path):
@@ -53,37 +35,44 @@ def test_threads_are_exact_and_operators_run_in_order(path):
         assert options.inter_op_num_threads == 1
         assert options.execution_mode.name == "ORT_SEQUENTIAL"
     assert CpuSession(path)._session.get_providers() == ["CPUExecutionProvider"]
-    assert CpuSession(path).load_ns > 0
 
 
-def test_minimum_count_rules_when_time_is_short(path):
-    timing = measure_latency(CpuSession(path), SHAPE, Protocol(0, 0, 30, 3), TickingClock(10))
-    assert timing.window_sizes == (30, 30, 30)
-    assert timing.samples_ns.dtype == np.int64
-    assert timing.samples_ns.tolist() == [10] * 90
-    assert (timing.first_ns, timing.timer_overhead_ns) == (10, 10)
+@pytest.mark.parametrize("n", [1, 3, 8, 11])
+@pytest.mark.parametrize("as_written", [False, True])
+def test_any_number_of_images_goes_through_any_batch_size(net, path, n, as_written):
+    got = session_logits(CpuSession(path, as_written=as_written), pictures(n))
+    assert got.shape == (n, 3)
+    np.testing.assert_allclose(got, torch_logits(net, pictures(n), (0.5,), (0.25,)), atol=1e-5)
 
 
-def test_minimum_time_rules_when_inferences_are_fast(path):
-    # One inference reads the clock three times: 3 ms each, so 0.3 s hold about 100.
-    clock = TickingClock(1_000_000)
-    timing = measure_latency(CpuSession(path), SHAPE, Protocol(0, 0.3, 5, 2), clock)
-    assert all(95 <= size <= 105 for size in timing.window_sizes)
-    assert sum(timing.window_sizes) == timing.samples_ns.size
+def test_logits_of_pytorch_do_not_depend_on_threads(net):
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(torch_logits(net, pictures(600), (0.5,), (0.25,)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(*found)
 
 
-def test_inputs_vary_and_the_collector_rests(path):
-    session = Recording(path)
-    measure_latency(session, SHAPE, Protocol(0, 0, 100, 1), TickingClock(1))
-    assert len(session.seen) == 1 + 10 + 100  # the first, the warm-up, the window
-    assert {shape for shape, _ in session.seen} == {(1, *SHAPE)}
-    assert len({total for _, total in session.seen}) == 64
-    assert session.gc_was_on == {False}
-    assert gc.isenabled()
+class Remembers(nn.Module):
+    """Keeps features of one layer for another, as wrappers of students do."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head, self.kept = nn.Flatten(), nn.Linear(16, 3), None
+
+    def forward(self, x):
+        self.kept = self.body(x)
+        for _ in range(20):  # time for another thread to come between
+            self.body(x).sort()
+        return self.head(self.kept)
 
 
-def test_real_clock_measures_real_time(path):
-    timing = measure_latency(CpuSession(path), SHAPE, Protocol(0.01, 0.02, 20, 2))
-    assert timing.samples_ns.min() > 0
-    assert min(timing.window_sizes) >= 20
-    assert timing.samples_ns.sum() < 10e9
+def test_models_that_remember_get_a_copy_for_each_core():
+    torch.manual_seed(0)
+    net, images = Remembers(), pictures(2000)
+    expected = net((torch.from_numpy(scale(images)) - 0.5) / 0.25).detach().numpy()
+    np.testing.assert_allclose(torch_logits(net, images, (0.5,), (0.25,)), expected, atol=1e-5)

@@ -164,9 +164,10 @@ def test_frozen_networks_behind_a_view_are_fused(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_exports(name, target, tmp_path):
     model, path = seeded(name).eval(), tmp_path / "model.onnx"
-    export_onnx(model, (3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.2, 0.3), load_target(target), path)
-    images = torch.rand(load_target(target).batches[0], 3, 8, 8)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.2, 0.3)))
+    opset, mean, std = load_target(target).opset, (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
+    export_onnx(model, (3, 8, 8), mean, std, opset=opset, path=path)
+    images = torch.rand(1, 3, 8, 8)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
     with torch.no_grad():
         expected = model((images - mean) / std).numpy()
     np.testing.assert_allclose(CpuSession(path).run(images.numpy()), expected, atol=1e-4)

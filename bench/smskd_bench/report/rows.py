@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from smskd.cost import ModelCost
 from smskd_bench.cost import network_cost
 from smskd_bench.matrix import RowSection
 from smskd_bench.naming import row_name
 from smskd_bench.plan import Cell, Plan
+from smskd_bench.report.exported import ExportedNumbers, exported_numbers
 from smskd_bench.store import Record, Store
 
 Kind = Literal["student", "single", "joint", "staged", "smskd"]
@@ -32,31 +33,6 @@ class Versus:
     difference: float
     std: float | None
     n: int
-
-
-@dataclass(frozen=True)
-class ExportedNumbers:
-    """What the exported student of a row's best seed measured on one target.
-
-    Attributes:
-        target: Name of the target profile.
-        top1: Accuracy of the exported graph on the whole test set, in percent.
-        p50_ms: Median latency at batch 1; None if it was not measured.
-        p90_ms: 90th percentile.
-        p99_ms: 99th percentile.
-        size_mb: Size of the graph file in 10^6 bytes.
-        created_utc: When it was exported, ISO 8601.
-        flags: Doubts, in words.
-    """
-
-    target: str
-    top1: float
-    p50_ms: float | None
-    p90_ms: float | None
-    p99_ms: float | None
-    size_mb: float
-    created_utc: str = ""
-    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +110,7 @@ def _row(
         teacher_top1=statistics.fmean(teachers) if teachers else None,
         kept=statistics.fmean(kept) if kept else None,
         status=_status(store, cells, top1),
-        exported=_exports(store, cells),
+        exported=exported_numbers(store.root, [cell.stages[-1] for cell in cells]),
         note=section.note,
     )
 
@@ -199,32 +175,3 @@ def best_cell(plan: Plan, store: Store, pair: str, row: str) -> Cell | None:
     cells = [c for c in plan.cells if c.pair == pair and c.row == row]
     done = [c for c in cells if store.is_done(c.stages[-1])]
     return min(done, key=lambda cell: cell.seed) if done else None
-
-
-def _exports(store: Store, cells: list[Cell]) -> list[ExportedNumbers]:
-    from smskd_export import read_report
-
-    found: list[ExportedNumbers] = []
-    for cell in cells:
-        folder = store.root / "exports" / cell.stages[-1]
-        for bundle in sorted(folder.glob("*/report.json")):
-            report = read_report(bundle.parent)
-            if report and not report.quick:
-                found.append(exported_numbers(report))
-    return found
-
-
-def exported_numbers(report: Any) -> ExportedNumbers:
-    """The numbers of an export report that a table shows."""
-    measured = report.latency
-    summary = measured.summary if measured else None
-    return ExportedNumbers(
-        target=report.target.name,
-        top1=report.parity.onnx_top1,
-        p50_ms=summary.p50_ns / 1e6 if summary else None,
-        p90_ms=summary.p90_ns / 1e6 if summary else None,
-        p99_ms=summary.p99_ns / 1e6 if summary else None,
-        size_mb=report.graph.bytes / 1e6,
-        created_utc=report.created_utc,
-        flags=tuple(f"{flag.message}; {flag.remedy}" for flag in report.flags),
-    )
