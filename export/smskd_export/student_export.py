@@ -75,8 +75,7 @@ def export_student(
 ) -> ExportReport:
     """Export ``model`` for ``target`` into the new directory ``out_dir``.
 
-    It gets ``bundle/``, which is the same to the byte for the same student; ``test_set/``; and
-    ``report.json``.
+    It gets ``bundle/`` (for the same student the same bytes), ``test_set/`` and ``report.json``.
 
     Args:
         model: A classifier of normalised images; it is left untouched.
@@ -84,7 +83,7 @@ def export_student(
         image_shape: ``(C, H, W)``.
         num_classes: K.
         mean: Per channel, of images in 0..1.
-        std: Per channel, of images in 0..1.
+        std: As mean.
         train_images: Training images, uint8 ``(N, C, H, W)``: int8 scales come from some of them.
         test_images: The whole test set, uint8 ``(N, C, H, W)``.
         test_labels: Its classes ``(N,)``.
@@ -97,17 +96,15 @@ def export_student(
     Raises:
         ConfigError: ``provenance`` is not JSON, or a quantiser is missing.
         DataError: the images are not what they should be.
-        ExportError: the model cannot be exported, or its fp32 graph fails a check or the gate.
+        ExportError: the model cannot be exported, or its first precision fails.
         StoreError: ``out_dir`` exists or cannot be written.
     """
     start = time.perf_counter()
     origin = _as_json(provenance)
     pixels = _images("test", test_images, image_shape)
     labels = _labels(test_labels, len(pixels), num_classes)
-    student = Student(
-        model, image_shape, num_classes, tuple(mean), tuple(std),
-        _images("training", train_images, image_shape),
-    )  # fmt: skip
+    training = _images("training", train_images, image_shape)
+    student = Student(model, image_shape, num_classes, tuple(mean), tuple(std), training)
     with published(out_dir) as folder:
         making = _Making(student, target, folder / BUNDLE, pixels, labels)
         making.make_graphs()

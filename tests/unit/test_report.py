@@ -13,16 +13,18 @@ from matrices import PAIR, plan_of
 from rich.console import Console
 from smskd_bench.cost import epoch_macs, network_cost
 from smskd_bench.environment import code_revision, machine, package_versions
+from smskd_bench.measurements import measurement_folder, new_folder
 from smskd_bench.progress import ProgressDisplay, duration
 from smskd_bench.report.rows import best_cell, leaderboard_rows
 from smskd_bench.report.tables import FOOTNOTE, FORMATS, human, print_table, render, terminal_table
 from smskd_bench.store import RESULT, Store
 from smskd_export import load_target
+from smskd_export.judging import Judged, JudgedRow, write_judged
 from smskd_export.latency import Flag, LatencySummary
 from smskd_export.machine import Machine
-from smskd_export.onnx_graph import GraphInfo
+from smskd_export.paired import PairedChange
 from smskd_export.parity import Parity
-from smskd_export.report import ExportReport, MeasuredLatency, write_report
+from smskd_export.report import ExportReport, HostCheck, write_report
 
 from smskd.errors import StoreError
 
@@ -229,36 +231,40 @@ def test_the_exported_cell_is_the_lowest_seed_that_is_done(plan, store):
 # -------------------------------------------------------------------------------- exported numbers
 
 
-def export(store, key, target="cpu", p50_ns=1_500_000, quick=False, folder=None, measured=True):
-    """A bundle with nothing but its report."""
-    summary = LatencySummary(
-        100,
-        p50_ns - 1,
-        p50_ns,
-        p50_ns * 2,
-        p50_ns * 3,
-        None,
-        None,
-        None,
-        p50_ns * 4,
-        1.0,
-        0.01,
-        (1.0,),
-        (),
-    )
+def export(store, key, target="cpu", p50_ns=1_500_000, quick=False, measured=True):
+    """An export with nothing but its report and, if it was measured, the verdict."""
+    change = PairedChange(797, 4, 0, 0.5, 0.1, 1.0, 0.125)
+    parity = Parity(797, 76.0, 76.5, change, 100.0, 1e-6, 1e-7, 1.0, True, "equal")
     profile = load_target("cpu")
     report = ExportReport(
-        schema=1, name="x", created_utc="2025-01-01T00:00:00Z", quick=quick, target=profile, image_shape=(1, 8, 8),
-        num_classes=10, mean=(0.3,), std=(0.4,), parameters=10, macs=20,
-        graph=GraphInfo("0" * 64, 123_456, 17, 8, ("batch", 1, 8, 8), ("batch", 10), {"Conv": 1}),
-        parity=Parity(797, 76.0, 76.5, 100.0, 1e-6, 1e-7, 1.0, True, "equal"),
-        latency=MeasuredLatency(summary, "model", 1, 1, profile.protocol, 1, 1, 1) if measured else None,
-        not_measured="" if measured else "another machine", machine=Machine("cpu", "x86_64", 2, 2, "Linux", "3.11", None),
-        versions={}, provenance={}, flags=(Flag("noisy", "it was noisy", "measure again"),), files={},
+        schema=2, name="x", created_utc="2025-01-01T00:00:00Z", seconds=1.0, bundle_id="0" * 64, target=profile, image_shape=(1, 8, 8),
+        num_classes=10, parameters=10, macs=20, torch_top1=76.0,
+        checks=(HostCheck("fp32", 123_456, parity, None),), left_out={},
+        machine=Machine("cpu", "x86_64", 2, 2, "Linux", "3.11", None), versions={}, provenance={},
     )  # fmt: skip
-    where = store.export_folder(key, folder or target)
-    where.mkdir(parents=True)
+    where = store.export_folder(key, target)
+    where.mkdir(parents=True, exist_ok=True)
     write_report(where, report)
+    if measured:
+        folder = new_folder(measurement_folder(store.root, key, target), None)
+        folder.mkdir(parents=True)
+        write_judged(folder, verdict(key, target, p50_ns, quick, change))
+
+
+def verdict(key, target, p50_ns, quick, change):
+    bounds = (p50_ns, p50_ns * 2, p50_ns * 3)
+    host = LatencySummary(
+        100, p50_ns - 1, p50_ns, p50_ns, p50_ns, *bounds, p50_ns * 4, 1.0, 0.01, (1.0,), ()
+    )
+    row = JudgedRow(
+        "fp32", 1, "single_stream", False, "ok", "", 76.5, change, host, None, 600.0, None, None, 0.123456, 0.0,
+        (Flag("noisy", "it was noisy", "measure again"),),
+    )  # fmt: skip
+    return Judged(
+        schema=1, name="x", key=key, bundle_id="0" * 64, target=target, runtime="onnxruntime 1", threads=1,
+        protocol="quick" if quick else "cpu-v1", device="local", board="cpu", measured_utc=f"2025-01-01T00:00:0{p50_ns % 7}Z",
+        torch_top1=76.0, parameters=10, macs=20, rankable=not quick, rows=(row,),
+    )  # fmt: skip
 
 
 def test_exported_numbers_join_their_row(plan, store):
@@ -284,9 +290,9 @@ def test_an_export_that_was_not_timed_has_a_size_and_no_time(plan, store):
 
 
 def test_quick_exports_are_never_shown(plan, store):
-    export(store, cell_of(plan, "smskd").stages[-1], quick=True, folder="cpu-quick")
+    export(store, cell_of(plan, "smskd").stages[-1], quick=True)
     rows = leaderboard_rows(plan, store)
-    assert all(not row.exported for row in rows)
+    assert [e.status for row in rows for e in row.exported] == ["not measured"]
     export(store, cell_of(plan, "smskd").stages[-1], p50_ns=2_000_000)
     (numbers,) = named(leaderboard_rows(plan, store), "smskd").exported
     assert numbers.p50_ms == 2.0
