@@ -1,6 +1,6 @@
 """Students on this CPU: every precision, an independent clock beside ours, and where the time goes.
 
-    smskd-bench run --matrix leaderboards/edge-small.yaml --data-root DIR
+    smskd-bench run --matrix benchmarks/matrices/edge-small.yaml --data-root DIR
     python -m benchmarks.edge --data-root DIR --markdown docs/edge.md
 
 Each student of the matrix is exported for the target and measured (or taken from the store). Then,
@@ -53,7 +53,7 @@ class Clocks:
 
 @click.command(help=(__doc__ or "").split("\n\n", maxsplit=1)[0])
 @click.option(
-    "--matrix", type=click.Path(path_type=Path), default=Path("leaderboards/edge-small.yaml")
+    "--matrix", type=click.Path(path_type=Path), default=Path("benchmarks/matrices/edge-small.yaml")
 )
 @click.option("--store", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--data-root", type=click.Path(path_type=Path))

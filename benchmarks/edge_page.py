@@ -20,7 +20,7 @@ def render(record: dict[str, Any], rounds: int) -> str:
         "# Students on a CPU", "",
         "Made by `python -m benchmarks.edge`; columns: [export/README.md](../export/README.md).",
         "One thread, one image at a time, whole test set. Students are trained just far enough to",
-        "compare precisions (`leaderboards/edge-small.yaml`): accuracies have not converged.", "",
+        "compare precisions (`benchmarks/matrices/edge-small.yaml`), not to convergence.", "",
         f"Machine: {record['machine']}.", "",
         *_table(HEAD, [row for student in students for row in _rows(student)]), "",
         "## Does our clock tell the truth?", "",

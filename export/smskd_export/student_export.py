@@ -6,6 +6,7 @@ The steps are in the order in which they can refuse; a student that fails leaves
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -246,8 +247,8 @@ class _Making:
         return check_parity(self._logits[:n], got, labels, precision, accuracy=n is None)
 
     def _run(self, precision: Precision, graph: GraphInfo, images: NDArray[np.uint8]) -> Floats:
-        """Logits of a graph; those for TensorRT as they are written, not as this CPU would cut."""
-        as_written = precision.graph == "int8_signed"
+        """Logits of a graph; those for other processors as written, not as this one would cut."""
+        as_written = precision.quantised and not _runs_here(self._target)
         session = CpuSession(self._folder / graph.path, as_written=as_written)
         return session_logits(session, images)
 
@@ -314,6 +315,12 @@ def _report(
         versions=manifest.versions,
         provenance=manifest.provenance,
     )
+
+
+def _runs_here(target: Target) -> bool:
+    """Whether devices of this target compute with the integer kernels of this processor."""
+    arch = target.requires.arch
+    return target.runtime == "onnxruntime" and (not arch or platform.machine() in arch)
 
 
 def _require_built(check: TensorRtCheck | None) -> None:

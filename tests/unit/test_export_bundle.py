@@ -361,6 +361,30 @@ def test_precision_that_cannot_be_made_is_left_out(tmp_path):
     assert [check.precision for check in report.checks] == ["fp32", "int8+fp32"]
 
 
+@pytest.mark.parametrize(
+    ("name", "arch", "as_written"),
+    [
+        ("cpu", "x86_64", [False, False]),
+        ("raspberry-pi-5", "x86_64", [False, True]),
+        ("raspberry-pi-5", "aarch64", [False, False]),
+    ],
+)
+def test_graphs_for_other_processors_are_checked_as_written(
+    tiny, tmp_path, monkeypatch, name, arch, as_written
+):
+    seen = []
+
+    class Seen(CpuSession):
+        def __init__(self, path, **options):
+            super().__init__(path, **options)
+            seen.append(options["as_written"])
+
+    monkeypatch.setattr(exporting, "CpuSession", Seen)
+    monkeypatch.setattr(exporting.platform, "machine", lambda: arch)
+    export(tiny, tmp_path / "x", lenient(small(name, (1,))))
+    assert seen == as_written
+
+
 def test_graph_that_tensorrt_refuses_is_left_out(student, tmp_path, monkeypatch):
     def refuses(path, precision, target):
         found = checked(path, precision, target)
