@@ -21,7 +21,7 @@ from smskd_export.manifest import bundle_id
 from smskd_export.measuring import measure
 
 from smskd_bench.measurements import device_name, measurement_folder, new_folder
-from smskd_bench.report.devices import markdown, table
+from smskd_bench.report.devices import table
 
 GATE_FAILED = 3
 STATUS_CHARS = 160
@@ -119,11 +119,6 @@ def print_measurement(judged: Judged, console: Console) -> None:
     if not console.is_terminal:
         console = Console(file=console.file, width=200)
     console.print(table(judged))
-
-
-def as_markdown(judged: Judged) -> str:
-    """The table as Markdown."""
-    return markdown([judged])
 
 
 def _parent(path: Path, opened: OpenedBundle) -> Path:

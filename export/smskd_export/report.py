@@ -5,15 +5,11 @@ The bundle says what travels; this says how it was made and what was checked her
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
-from smskd.errors import StoreError
 from smskd_export.machine import Machine
-from smskd_export.manifest import as_json
+from smskd_export.manifest import as_json, read_record
 from smskd_export.parity import Parity
 from smskd_export.targets import Target
 from smskd_export.tensorrt_check import TensorRtCheck
@@ -108,22 +104,5 @@ def read_report(folder: Path) -> ExportReport | None:
     Raises:
         StoreError: the report cannot be read, or was written by another version.
     """
-    path, again = folder / REPORT, "delete the folder and export again"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {error}", again) from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if isinstance(schema, int) and schema != SCHEMA:
-        raise StoreError(
-            f"{path} has schema {schema}, this program reads {SCHEMA}",
-            "update smskd-bench" if schema > SCHEMA else again,
-        )
-    try:
-        return TypeAdapter(ExportReport).validate_python(record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{path} is damaged: {where}: {first['msg']}", again) from error
+    again = "delete the folder and export again"
+    return read_record(folder / REPORT, ExportReport, SCHEMA, again)
