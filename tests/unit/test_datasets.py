@@ -375,7 +375,11 @@ def test_unsafe_archives_are_refused(archive, serve, tmp_path):
     assert not (tmp_path / "outside").exists()
 
 
-@pytest.mark.parametrize("content", [b"not an archive", tar_of("ok", {"a": bytes(9999)})[:60]])
+@pytest.mark.parametrize(
+    "content",
+    [b"not an archive", tar_of("ok", {"a": bytes(9999)})[:60]],
+    ids=["no archive", "cut off"],
+)
 def test_broken_archives_are_refused(content, serve, tmp_path):
     url, md5 = serve(content)
     with pytest.raises(DataError, match="failed: "):
