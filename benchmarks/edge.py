@@ -25,6 +25,8 @@ import click
 import numpy as np
 
 from benchmarks.edge_page import render
+from benchmarks.measured_students import MeasuredStudent, measured_students
+from benchmarks.report import filled
 
 ROUNDS = 21
 BLOCK_S = 0.1
@@ -59,58 +61,39 @@ class Clocks:
 @click.option("--data-root", type=click.Path(path_type=Path))
 @click.option("--target", default="cpu", show_default=True)
 @click.option("--quick", is_flag=True, help="Short measurements, to try it out.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the page here.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Page whose tables to replace.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the record here (JSON).")
 def main(
     matrix: Path, store: Path, data_root: Path | None, target: str, quick: bool,
     markdown: Path | None, output: Path | None,
 ) -> None:  # fmt: skip
-    """Measure every student of the matrix and write the page."""
-    students = export_all(matrix, store, data_root, target, quick)
-    record = {"machine": machine_line(), "target": target, "students": students}
+    """Measure every student of the matrix and write the tables."""
+    found = measured_students(matrix, store, data_root, target, quick)
+    students = [look_into(student) for student in found]
+    record = {
+        "benchmark": "edge", "device": "cpu", "target": target, "machine": machine_line(),
+        "rounds": ROUNDS, "students": students,
+    }  # fmt: skip
     if output is not None:
         output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    page = render(record, ROUNDS)
+    tables = render(record)
     if markdown is not None:
+        page = filled(markdown.read_text(encoding="utf-8"), tables)
         markdown.write_text(page, encoding="utf-8")
-    click.echo(page)
+    click.echo(tables)
 
 
-def export_all(
-    matrix: Path, store: Path, data_root: Path | None, target: str, quick: bool
-) -> list[dict[str, Any]]:
-    """Export and measure, then look into each bundle."""
-    from rich.console import Console
-    from smskd_bench.config import load_matrix
-    from smskd_bench.device_runs import MeasureRequest
-    from smskd_bench.exporting import ExportRequest, bundle_name, export
-    from smskd_bench.measurements import latest, measurement_folder
-    from smskd_bench.plan import make_plan
-    from smskd_export import load_target, read_report
-
-    plan = make_plan(load_matrix(matrix))
-    asked = MeasureRequest(quick=quick, energy=False)
-    cells = tuple(cell.name for cell in plan.cells)
-    request = ExportRequest(matrix, target, store, data_root, cells, asked)
-    export(request, Console(stderr=True))
-    found = []
-    for cell in plan.cells:
-        key, name = cell.stages[-1], bundle_name(load_target(target))
-        folder = store / "exports" / key / name
-        report = read_report(folder)
-        assert report is not None
-        parent = measurement_folder(store, key, name)
-        judged = latest(parent, report.bundle_id, None, quick, report.target.threads)
-        assert judged is not None
-        graphs = sorted((folder / "bundle" / "model").glob("*-b1.onnx"))
-        found.append({
-            "student": cell.pair.rpartition(">")[2],
-            "judged": asdict(judged),
-            "left_out": report.left_out,
-            "clocks": {g.stem: asdict(both_clocks(g, report.target.threads)) for g in graphs},
-            "operators": {g.stem: operator_shares(g, report.target.threads) for g in graphs},
-        })  # fmt: skip
-    return found
+def look_into(student: MeasuredStudent) -> dict[str, Any]:
+    """What was measured of a student, and what its graphs say when looked at from outside."""
+    graphs = sorted((student.export / "bundle" / "model").glob("*-b1.onnx"))
+    threads = student.report.target.threads
+    return {
+        "student": student.name,
+        "judged": asdict(student.judged),
+        "left_out": student.report.left_out,
+        "clocks": {g.stem: asdict(both_clocks(g, threads)) for g in graphs},
+        "operators": {g.stem: operator_shares(g, threads) for g in graphs},
+    }
 
 
 def both_clocks(graph: Path, threads: int) -> Clocks:

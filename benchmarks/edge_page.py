@@ -1,4 +1,4 @@
-"""The page of ``benchmarks.edge``: students, clocks and operators as Markdown tables."""
+"""The tables of ``benchmarks.edge``: students, clocks and operators as Markdown."""
 
 from __future__ import annotations
 
@@ -13,19 +13,16 @@ HEAD = (
 )  # fmt: skip
 
 
-def render(record: dict[str, Any], rounds: int) -> str:
-    """The record as a page."""
+def render(record: dict[str, Any]) -> str:
+    """The record as tables, which stand between the markers of the page."""
     students: list[Student] = record["students"]
     return "\n".join([
-        "# Students on a CPU", "",
-        "Made by `python -m benchmarks.edge`; columns: [export/README.md](../export/README.md).",
-        "One thread, one image at a time, whole test set. Students are trained just far enough to",
-        "compare precisions (`benchmarks/matrices/edge-small.yaml`), not to convergence.", "",
         f"Machine: {record['machine']}.", "",
         *_table(HEAD, [row for student in students for row in _rows(student)]), "",
         "## Does our clock tell the truth?", "",
         "The same session timed by the runner and by the standard library's `timeit`, in turns:",
-        f"means of blocks of 0.1 s, median and quartiles of the ratio over {rounds} rounds.", "",
+        "means of blocks of 0.1 s, median and quartiles of the ratio over",
+        f"{record['rounds']} rounds.", "",
         *_table(
             ("student", "graph", "runner ms", "timeit ms", "ratio"),
             [row for student in students for row in _clock_rows(student)],
@@ -35,7 +32,7 @@ def render(record: dict[str, Any], rounds: int) -> str:
         "", *_table(
             ("student", "graph", "operators"),
             [row for student in students for row in _operator_rows(student)],
-        ), "",
+        ),
     ])  # fmt: skip
 
 

@@ -24,8 +24,8 @@ from smskd.errors import DataError
 PAGE = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- speed tables: begin -->", "<!-- speed tables: end -->"
 
-ELSEWHERE = frozenset({GRID})
-"""Results that have a page of their own, as nothing is timed in them."""
+ELSEWHERE = frozenset({GRID, "edge"})
+"""Results that have a page of their own."""
 
 Results = Mapping[tuple[str, str], Document]
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 from smskd_export.archive import OpenedBundle, open_bundle
+from smskd_export.arrays import read_array
+from smskd_export.bundle import CLASSES
 from smskd_export.judging import Judged, judge, write_judged
 from smskd_export.manifest import bundle_id
 from smskd_export.measuring import measure
@@ -101,8 +101,8 @@ def measure_opened(
             resume=request.resume,
             on_event=on_event,
         )
-    labels = None if images is None else _load(images / "labels.npy")
-    classes = _load(opened.bundle / "parity" / "classes.npy")
+    labels = None if images is None else read_array(images / "labels.npy")
+    classes = read_array(opened.bundle / CLASSES)
     device = device_name(request.device)
     judged = judge(opened.manifest, found, out, device, labels, classes)
     write_judged(out, judged)
@@ -128,11 +128,6 @@ def _parent(path: Path, opened: OpenedBundle) -> Path:
     if export.parents[1].name == "exports" and (root / "store.json").exists():
         return measurement_folder(root, export.parent.name, export.name)
     return Path("measurements") / bundle_id(opened.bundle)[:16]
-
-
-def _load(path: Path) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path, allow_pickle=False)
-    return array
 
 
 @contextmanager

@@ -5,10 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from smskd.errors import StoreError
 from smskd_export.manifest import (
@@ -81,21 +77,6 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_array(path: Path) -> NDArray[Any]:
-    """An array of a bundle or a test set; never a pickle.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except Exception as error:  # damaged headers make numpy raise much that it does not document
-        raise StoreError(f"{path} is damaged: {error}", "export the student again") from error
-    if not isinstance(array, np.ndarray):
-        raise StoreError(f"{path} is damaged: it holds several arrays", "export the student again")
-    return array
 
 
 def _check_content(folder: Path, manifest: Manifest) -> None:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from smskd.atomic import write_json
 from smskd.errors import StoreError
+from smskd_export.arrays import read_array
 from smskd_export.latency import Flag, LatencySummary, summarise
 from smskd_export.manifest import GraphInfo, Manifest, as_json
 from smskd_export.measurement import DeviceRow, Measurement, Probe, load_samples
@@ -250,10 +251,7 @@ def _change(
     if row.accuracy is None or labels is None:
         return None
     path = folder / row.accuracy.classes_file
-    try:
-        classes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise StoreError(f"{path} is damaged: {error}", "measure again") from error
+    classes = read_array(path, "measure again")
     if not classes.shape == labels.shape == torch_classes.shape:
         raise StoreError(f"{path} has {classes.shape} classes, the test set {labels.shape}")
     return paired_change(classes == labels, torch_classes == labels)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from smskd.errors import StoreError
+from smskd_export.arrays import read_array
 
 SCHEMA = 1
 RESULT = "result.json"
@@ -341,10 +342,7 @@ def load_samples(folder: Path, name: str) -> NDArray[np.int64]:
     Raises:
         StoreError: the file is no list of integers.
     """
-    try:
-        samples = np.load(folder / name, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise StoreError(f"{folder / name} is damaged: {error}", "measure again") from error
+    samples = read_array(folder / name, "measure again")
     if samples.ndim != 1 or samples.dtype != np.int64:
         raise StoreError(f"{folder / name} holds {samples.dtype} {samples.shape}, not times")
-    return samples  # type: ignore[no-any-return]
+    return samples

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from smskd_export import archive
 from smskd_export.archive import open_bundle, write_archive
-from smskd_export.bundle import CLASSES, INPUTS, LOGITS, read_array, seal_bundle
+from smskd_export.arrays import read_array
+from smskd_export.bundle import CLASSES, INPUTS, LOGITS, seal_bundle
 from smskd_export.manifest import MANIFEST, PROTOCOL, RUNNER, SCHEMA, GraphInfo, Manifest
 from smskd_export.manifest import TestSet as TestImages
 from smskd_export.targets import load_target

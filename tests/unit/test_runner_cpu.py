@@ -62,7 +62,7 @@ def test_the_record_is_the_one_that_the_host_reads(made):
     assert [row.id for row in found.rows] == ["fp32-b1", "fp32-b3", "int8+fp32-b1", "int8+fp32-b3"]
     assert [row.scenario for row in found.rows] == ["single_stream", "sweep"] * 2
     assert {row.status for row in found.rows} == {"ok"}
-    assert set(found.files) == {p.name for p in out.iterdir()} - {"result.json", "events.jsonl"}
+    assert set(found.files) == {p.name for p in out.iterdir()} - {"result.json"}
     text = (out / "result.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text

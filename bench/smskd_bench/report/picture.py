@@ -14,6 +14,8 @@ from smskd.errors import ConfigError, StoreError
 from smskd_bench.report.rows import LeaderboardRow
 
 FORMATS = (".png", ".svg", ".html")
+MOST_NAMED = 15
+"""Points of one device of which all can be named; of more, those on the front."""
 INSTALL = "pip install 'smskd-bench[report]'"
 
 
@@ -93,19 +95,35 @@ def _draw_file(found: Sequence[Point], path: Path, title: str) -> None:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "smskd-bench"}):
         figure = Figure(figsize=(9, 5.5), layout="constrained")
         axes = figure.subplots()
-        for where, group in _by_place(found):
-            _draw_group(axes, where, group)
         axes.set_xscale("log")
+        names = short_names(found)
+        for where, group in _by_place(found):
+            _draw_group(axes, where, group, names)
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis("{x:g}")  # 0.4, not 4 x 10^-1
         axes.set_xlabel("latency p50 of one image, ms (log scale)")
         axes.set_ylabel("top-1 on the device, %")
-        axes.set_title(title)
+        axes.set_title(title, parse_math=False)
         axes.grid(visible=True, alpha=0.3)
         axes.legend(loc="lower right", fontsize="small")
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=150, metadata=metadata)
 
 
-def _draw_group(axes: Any, where: str, group: Sequence[Point]) -> None:
+def short_names(found: Sequence[Point]) -> dict[str, str]:
+    """For each label what tells it from the others: of pair, row and precision what differs."""
+    parts = [point.label.split(" / ", 2) for point in found]
+    differ = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    if not any(differ):
+        differ[-1] = True
+    names = {}
+    for point, (pair, *rest) in zip(found, parts, strict=True):
+        words = [pair.rpartition(">")[2], *rest]
+        names[point.label] = " ".join(w for w, keep in zip(words, differ, strict=True) if keep)
+    return names
+
+
+def _draw_group(axes: Any, where: str, group: Sequence[Point], names: dict[str, str]) -> None:
     front = sorted((p for p in group if p.front), key=lambda p: p.p50_ms)
     xs, ys = [p.p50_ms for p in front], [p.top1 for p in front]
     (line,) = axes.plot(xs, ys, drawstyle="steps-post", linewidth=1.5)
@@ -115,10 +133,11 @@ def _draw_group(axes: Any, where: str, group: Sequence[Point]) -> None:
     axes.scatter(
         [p.p50_ms for p in rest], [p.top1 for p in rest], s=28, facecolor="none", edgecolor=color
     )
-    for point in front:
-        text = point.label.split(" / ", 1)[-1]
-        axes.annotate(text, (point.p50_ms, point.top1), xytext=(6, -10), textcoords="offset points",
-                      fontsize="x-small")  # fmt: skip
+    for point in group if len(group) <= MOST_NAMED else front:
+        axes.annotate(
+            names[point.label], (point.p50_ms, point.top1), xytext=(6, -10),
+            textcoords="offset points", fontsize="x-small", parse_math=False,
+        )  # fmt: skip
 
 
 def _draw_page(found: Sequence[Point], path: Path, title: str) -> None:

@@ -1891,6 +1891,7 @@ class Run:
         status = "aborted" if self.aborted else "gate_failed" if failed else "ok"
         line = self.events.keep("end", status=status, reason=self.aborted, rows=len(rows))
         self.events.close()
+        self._hashes["events.jsonl"] = file_sha256(self.out / "events.jsonl")
         record = {
             "schema": SCHEMA, "bundle_id": self.bundle.id,
             "runner_sha256": file_sha256(Path(__file__)), "protocol": self.protocol["name"],
