@@ -179,7 +179,7 @@ def option(parameter):
     if parameter.required:
         value = "required"
     elif getattr(parameter, "is_flag", False):
-        value = False
+        value = default is True
     else:  # click has marked "no default" in several ways
         value = str(default) if isinstance(default, str | Path) else None
     return (parameter.opts[0], parameter.envvar, value)

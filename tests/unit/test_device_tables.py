@@ -13,7 +13,7 @@ from smskd_bench.measurements import (
 )
 from smskd_bench.report.devices import flag_lines, markdown, table
 from smskd_bench.report.exported import exported_numbers
-from smskd_bench.report.picture import Point, draw, mark_front
+from smskd_bench.report.picture import Point, draw, mark_front, short_names
 from smskd_export.judging import judge, write_judged
 
 from smskd.errors import ConfigError, StoreError
@@ -113,11 +113,19 @@ def test_the_front_is_what_nobody_beats():
     assert all(p.front for p in twins)
 
 
+def test_points_are_named_by_what_tells_them_apart():
+    def names(*labels):
+        return list(short_names([Point("w", label, 1.0, 1.0) for label in labels]).values())
+
+    assert names("a>b / kd / fp32 b1", "a>c / kd / fp32 b1") == ["b", "c"]
+    assert names("a>b / kd / fp32 b1", "a>b / dkd / int8 b1") == ["kd fp32 b1", "dkd int8 b1"]
+    assert names("a>b / kd / fp32 b1") == ["fp32 b1"]
+
+
 @pytest.mark.parametrize("ending", [".png", ".svg", ".html"])
 def test_pictures_are_drawn_and_need_no_network(tmp_path, ending):
-    some = mark_front(
-        [Point("cpu on <b>", "a>b / kd / fp32 b1", 1.0, 50.0), Point("cpu on <b>", "x", 2.0, 40.0)]
-    )
+    where, labels = "cpu on <b>", ["a>b / kd / fp32 b1", "a>b / $x$ / fp32 b1"]
+    some = mark_front([Point(where, labels[0], 1.0, 50.0), Point(where, labels[1], 2.0, 40.0)])
     path = tmp_path / "sub" / f"pareto{ending}"
     draw(some, path, "title <i>")
     data = path.read_bytes()

@@ -25,7 +25,7 @@ class Point:
 
     Attributes:
         where: Target and device: points are compared within it only.
-        label: What it is.
+        label: What it is: pair, row and precision, with `` / `` between.
         p50_ms: Median latency of one image.
         top1: Accuracy on the device, in percent.
         front: Whether no other point of the same place is both faster and more accurate.
@@ -96,6 +96,7 @@ def _draw_file(found: Sequence[Point], path: Path, title: str) -> None:
         figure = Figure(figsize=(9, 5.5), layout="constrained")
         axes = figure.subplots()
         axes.set_xscale("log")
+        axes.margins(x=0.14)  # room for names
         names = short_names(found)
         for where, group in _by_place(found):
             _draw_group(axes, where, group, names)
