@@ -21,6 +21,8 @@ from smskd.modes import eval_mode
 class FixedSet:
     """Images ``(N, C, H, W)`` (uint8, or float32 ready for the network) and labels ``(N,)``.
 
+    ``batch_size`` of them are evaluated at once; it changes rounding at most.
+
     Raises:
         DataError: they do not fit together.
     """
@@ -28,6 +30,7 @@ class FixedSet:
     images: Tensor
     labels: Tensor
     normalise: Normalisation | None = None
+    batch_size: int = 1000
 
     def __post_init__(self) -> None:
         check_images(self.images, self.labels, self.normalise)
@@ -61,13 +64,11 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    model: Callable[[Tensor], Tensor], data: FixedSet, batch_size: int = 1000
-) -> Evaluation:
+def evaluate(model: Callable[[Tensor], Tensor], data: FixedSet) -> Evaluation:
     """Run ``model`` over ``data`` in evaluation mode, in float32; its mode is given back."""
     with eval_mode(model) if isinstance(model, nn.Module) else nullcontext():
-        starts = range(0, len(data.labels), batch_size)
-        logits = torch.cat([model(data.batch(i, batch_size)).float() for i in starts])
+        starts = range(0, len(data.labels), data.batch_size)
+        logits = torch.cat([model(data.batch(i, data.batch_size)).float() for i in starts])
     top = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = top == data.labels.view(-1, 1)
     return Evaluation(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,27 @@ class Meter:
         self.samples = 0
         self.sums: dict[str, Tensor] = {}
         self.tcp: list[Tensor] = []
+
+    def state(self) -> dict[str, Any]:
+        """The sums so far, for a checkpoint within an epoch."""
+        return {
+            "samples": self.samples,
+            "sums": self.sums,
+            "tcp": torch.cat(self.tcp) if self.tcp else None,
+            "seconds": self._seconds(),
+        }
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, Any], epoch: int, sharing: int, device: torch.device
+    ) -> Meter:
+        """Go on from what :meth:`state` returned; the time between does not count."""
+        meter = cls(epoch, sharing)
+        meter.started -= state["seconds"] * sharing
+        meter.samples = state["samples"]
+        meter.sums = {name: value.to(device) for name, value in state["sums"].items()}
+        meter.tcp = [] if state["tcp"] is None else [state["tcp"].to(device)]
+        return meter
 
     def add(self, signals: Signals, terms: Terms) -> None:
         """Count one batch: loss terms, training accuracy, the teacher's TCP."""
@@ -73,7 +95,7 @@ class Meter:
                 f"loss term {' and '.join(broken)} is no longer finite in epoch {self.epoch}",
                 "lower the learning rate or the term's weight",
             )
-        seconds = (time.perf_counter() - self.started) / self.sharing
+        seconds = self._seconds()
         speed = {"seconds": seconds, "images_per_s": self.samples / seconds}
         return {"loss": sum(losses.values()), **means, **self._tcp_row(), **speed}
 
@@ -84,6 +106,9 @@ class Meter:
         quantiles = torch.quantile(tcp, torch.tensor(TCP_QUANTILES, device=tcp.device)).tolist()
         named = {f"tcp/q{q:.2f}": v for q, v in zip(TCP_QUANTILES, quantiles, strict=True)}
         return {"tcp/mean": tcp.mean().item(), **named}
+
+    def _seconds(self) -> float:
+        return (time.perf_counter() - self.started) / self.sharing
 
     def _sum(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value

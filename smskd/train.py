@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from itertools import islice
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from smskd.methods.objective import Objective
 from smskd.modes import fixed_statistics
 from smskd.precision import autocast, tensor_cores
 from smskd.reference import Anchor
+from smskd.seeding import restore_rng, rng_state
 from smskd.settings import Precision, Training
 from smskd.taps import CLASSIFIER, FEATURES, Network, Outputs, TappedModel
 
@@ -44,6 +46,8 @@ class StageRun:
         taught_by: The teachers' networks, whether they are run or looked up.
         epoch: Epochs of this stage that are done.
         history: One row an epoch.
+        steps: Batches of the next epoch that are done; not 0 only where it was paused within one.
+        meter: Sums over those batches.
     """
 
     student: TappedModel
@@ -56,6 +60,8 @@ class StageRun:
     taught_by: Sequence[Network] = ()
     epoch: int = 0
     history: list[Row] = field(default_factory=list)
+    steps: int = 0
+    meter: Meter | None = None
 
     @property
     def reaches_networks(self) -> bool:
@@ -91,7 +97,37 @@ class StageRun:
         row = meter.row()
         _check_weights(self.student.model, meter.epoch)
         self.history.append({"epoch": meter.epoch, "lr": rate, **row})
-        self.epoch = meter.epoch
+        self.epoch, self.steps, self.meter = meter.epoch, 0, None
+
+    def state(self) -> dict[str, Any]:
+        """All that it takes to go on from here, for a checkpoint; tensors are not copied."""
+        return {
+            "student": self.student.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history,
+            "steps": self.steps,
+            "meter": self.meter.state() if self.meter else None,
+            "rng": rng_state(),
+        }
+
+    def load_state(self, state: dict[str, Any], sharing: int = 1) -> None:
+        """Bring a new stage run to where :meth:`state` was taken, torch's generators too.
+
+        Args:
+            state: What was taken.
+            sharing: How many stage runs will share the time.
+        """
+        self.student.model.load_state_dict(state["student"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.history = state["epoch"], state["history"]
+        self.steps, sums = state.get("steps", 0), state.get("meter")
+        if sums is not None:
+            device = next(self.student.model.parameters()).device
+            self.meter = Meter.from_state(sums, self.epoch + 1, sharing, device)
+        restore_rng(state["rng"])
 
     def close(self) -> None:
         """Take the hooks off the student and the teachers."""
@@ -117,13 +153,31 @@ class Group(Protocol):
         """Put what an epoch trained into the runs, where it is evaluated and saved."""
 
 
-def train(run: StageRun, batches: Batches, on_epoch: Callable[[StageRun], None]) -> None:
+class Pause(Protocol):
+    """May ask for the state of an epoch under way: for a checkpoint within it, or to stop there."""
+
+    def due(self) -> bool:
+        """Asked after every step."""
+
+    def take(self, runs: Sequence[StageRun]) -> None:
+        """The state that was asked for; what this raises ends the training."""
+
+
+def train(
+    run: StageRun,
+    batches: Batches,
+    on_epoch: Callable[[StageRun], None],
+    pause: Pause | None = None,
+) -> None:
     """Train one stage to its end; see :func:`train_group`."""
-    train_group(Alone(run), [batches], on_epoch)
+    train_group(Alone(run), [batches], on_epoch, pause)
 
 
 def train_group(
-    group: Group, batches: Sequence[Batches], on_epoch: Callable[[StageRun], None]
+    group: Group,
+    batches: Sequence[Batches],
+    on_epoch: Callable[[StageRun], None],
+    pause: Pause | None = None,
 ) -> None:
     """Train a stage to its end, calling ``on_epoch`` for each run after each epoch.
 
@@ -135,20 +189,29 @@ def train_group(
     lead = group.runs[0]
     with tensor_cores(lead.training.precision):
         while lead.epoch < lead.training.epochs:
-            epoch = lead.epoch + 1
-            factor = lead.training.schedule.factor(epoch, lead.training.epochs)
-            rate = lead.training.optimizer.lr * factor
-            group.begin(rate)
-            meters = [Meter(epoch, sharing=len(group.runs)) for _ in group.runs]
-            for step in zip(
-                *(data.epoch(lead.first_epoch + epoch) for data in batches), strict=True
-            ):
-                group.step(step, epoch, meters)
-            group.settle()
-            for run, meter in zip(group.runs, meters, strict=True):
-                run.end_epoch(rate, meter)
+            _train_epoch(group, batches, pause)
             for run in group.runs:
                 on_epoch(run)
+
+
+def _train_epoch(group: Group, batches: Sequence[Batches], pause: Pause | None) -> None:
+    """Train the next epoch, or the rest of one that was paused."""
+    lead = group.runs[0]
+    epoch, done = lead.epoch + 1, lead.steps
+    rate = lead.training.optimizer.lr * lead.training.schedule.factor(epoch, lead.training.epochs)
+    group.begin(rate)
+    meters = [run.meter or Meter(epoch, sharing=len(group.runs)) for run in group.runs]
+    steps = zip(*(data.epoch(lead.first_epoch + epoch) for data in batches), strict=True)
+    for number, step in enumerate(islice(steps, done, None), done + 1):
+        group.step(step, epoch, meters)
+        if pause is not None and pause.due():
+            group.settle()
+            for run, meter in zip(group.runs, meters, strict=True):
+                run.steps, run.meter = number, meter
+            pause.take(group.runs)
+    group.settle()
+    for run, meter in zip(group.runs, meters, strict=True):
+        run.end_epoch(rate, meter)
 
 
 class Alone:

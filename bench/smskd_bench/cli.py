@@ -6,14 +6,14 @@ Nothing heavy is imported here, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import io
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-
-EXIT_INTERRUPTED = 130
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -41,9 +41,11 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("\nstopped; the same command goes on from the last checkpoint", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+        except KeyboardInterrupt as told:
+            number = getattr(told, "number", signal.SIGINT)
+            click.echo("\nstopped; the same command goes on from the last checkpoint:", err=True)
+            click.echo(f"  {shlex.join(['smskd-bench', *sys.argv[1:]])}", err=True)
+            sys.exit(128 + number)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

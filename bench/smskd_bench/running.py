@@ -31,14 +31,18 @@ from smskd_bench.report.rows import leaderboard_rows
 from smskd_bench.report.tables import print_table
 from smskd_bench.shortcuts import takes_shortcuts
 from smskd_bench.speed import Workload
+from smskd_bench.stopping import StopRequest
 from smskd_bench.store import Store
 from smskd_bench.table_shelf import TableChoice
-from smskd_bench.tracking import Tracker, TrackerKind, make_tracker
+from smskd_bench.tracking import TrackerKind, make_tracker
 from smskd_bench.worker import RunOptions, Worker
 from smskd_bench.worker_trial import measured_workers
 
 TRACKING_PATIENCE_S = 20.0
 """How long the end of a run waits for the mirror; what is left stays on disk."""
+
+PATIENCE_WHEN_STOPPED_S = 0.3
+"""The same after Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +107,15 @@ def _train(
     measured = partial(_measured_workers, plan, left, device)
     spread = choose_workers(request.paths.workers, plan, left, device, request.threads, measured)
     options = run_options(request, plan, device)
-    worker = _worker_here(store, options, spread)
+    stop = StopRequest()
+    worker = _worker_here(store, options, spread, stop)
     if any(not plan.nodes[key].imported for key in left):  # missing data is said before anything
         data = next(iter(plan.nodes.values())).dataset
         (worker or Worker(store, replace(options, device="cpu"))).data(data)
     folds = _folds(request, plan, store, left, device, spread, console)
     tracker = make_tracker(request.tracking)
     try:
-        with ProgressDisplay(console, plan, left) as display:
+        with stop.on(), ProgressDisplay(console, plan, left) as display:
             mirror = MirrorObserver(tracker, plan, store, request.project)
             observer = Observers([display, mirror])
             if worker:
@@ -120,7 +125,13 @@ def _train(
             workers, retry = spread.workers, request.retry_failed
             return pool.execute(plan, setup, workers, observer, retry, folds)
     finally:
-        _close(tracker, console)
+        messages = (
+            tracker.leave(PATIENCE_WHEN_STOPPED_S)
+            if stop.asked
+            else tracker.close(TRACKING_PATIENCE_S)
+        )
+        for message in messages:
+            console.print(f"tracking: {message}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _folds(
@@ -149,18 +160,15 @@ def _measured_workers(plan: Plan, left: list[str], device: str) -> int:
     return measured_workers(work, device).workers
 
 
-def _worker_here(store: Store, options: RunOptions, spread: Parallelism) -> Worker | None:
+def _worker_here(
+    store: Store, options: RunOptions, spread: Parallelism, stop: StopRequest
+) -> Worker | None:
     """This process's own worker; none where worker processes do the work."""
     if spread.workers > 1:
         return None
     if spread.threads:
         torch.set_num_threads(spread.threads)
-    return Worker(store, options)
-
-
-def _close(tracker: Tracker, console: Console) -> None:
-    for message in tracker.close(TRACKING_PATIENCE_S):
-        console.print(f"tracking: {message}", highlight=False, markup=False, soft_wrap=True)
+    return Worker(store, options, stop)
 
 
 def _not_exact(plan: Plan, store: Store) -> list[str]:

@@ -51,8 +51,8 @@ def state_of(store: Store, key: str) -> tuple[str, str]:
     if store.is_done(key):
         return "done", ""
     epoch = _epoch(store, key)
-    if store.is_running(key):
-        return "running", f", {epoch} epochs saved"
+    if (owner := store.holder(key)) is not None:
+        return "running", f" on {owner.name} (process {owner.pid}), {epoch} epochs saved"
     failure = store.failure(key)
     if failure:
         return str(failure["status"]), f": {failure['reason']}"

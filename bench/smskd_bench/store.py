@@ -10,7 +10,7 @@
         inference.safetensors            a method's modules, only if it keeps them for inference
         result.json                      written last: its presence means done
         failed.json                      instead of a result: status and reason
-        lock                             held while somebody trains
+        lock, lease.json                 held while somebody trains (leases.py)
     <store>/exports/<key>/<target>/      exported students: report, bundle, test set
     <store>/measurements/                what devices brought back (measurements.py)
     <store>/tables/<key>/                outputs of frozen networks (smskd/output_table.py)
@@ -21,16 +21,15 @@ Everything is written aside, fsynced and renamed (``docs/store.md``).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from torch import Tensor
 
 from smskd.atomic import write_atomically, write_json
 from smskd.errors import StoreError
+from smskd_bench.leases import LEASE, LeaseBook, Owner, holder
 from smskd_bench.spec import StageSpec
 
 STORE_FORMAT = 1
@@ -53,12 +53,16 @@ INFERENCE = "inference.safetensors"
 
 Record = dict[str, Any]
 
+Place = tuple[int, int]
+"""Where a stage run stands: epochs done, and steps of the next one."""
+
 
 @dataclass(frozen=True)
 class Store:
     """A folder of stage runs."""
 
     root: Path
+    leases: LeaseBook = field(default_factory=LeaseBook, compare=False, repr=False)
 
     @classmethod
     def open(cls, root: Path) -> Store:
@@ -183,6 +187,9 @@ class Store:
                     path = self.folder(key) / name
                     if path.exists() and self.is_done(key):
                         path.unlink(missing_ok=True)
+                if (self.folder(key) / LEASE).exists():
+                    with self.try_lock(key):  # of a process that was killed: given back at once
+                        pass
 
     def fail(self, key: str, status: str, reason: str, epoch: int) -> None:
         """Write why a stage run ended without a result; its checkpoint stays."""
@@ -232,28 +239,28 @@ class Store:
                 _link(path, path.with_name(PREVIOUS))
             write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
-    def checkpoint(self, key: str, epoch: int | None = None) -> Record | None:
+    def checkpoint(self, key: str, place: Place | None = None) -> Record | None:
         """The newest resume state that can be read, or None.
 
         Args:
             key: The stage run.
-            epoch: If given, only the state after this epoch will do.
+            place: If given, only the state at this place will do.
         """
         for name in (CHECKPOINT, PREVIOUS):
             state = _read_checkpoint(self.folder(key) / name)
-            if state is not None and epoch in (None, state["epoch"]):
+            if state is not None and place in (None, place_of(state)):
                 return state
         return None
 
-    def go_back(self, key: str, epoch: int) -> None:
-        """Make the state after ``epoch`` the newest, if it is the one before the newest.
+    def go_back(self, key: str, place: Place) -> None:
+        """Make the state at ``place`` the newest, if it is the one before the newest.
 
         Otherwise the next save would keep the newer state as the one before, and a second kill at
         the same place would find no state to go back to.
         """
         path = self.folder(key) / CHECKPOINT
         newest = _read_checkpoint(path)
-        if newest is None or newest["epoch"] != epoch:
+        if newest is None or place_of(newest) != place:
             with _writing(self.root):
                 _link(path.with_name(PREVIOUS), path)
 
@@ -264,31 +271,32 @@ class Store:
             yield path.parent.name
 
     @contextmanager
-    def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Hold a stage run, so that two processes never train the same one.
-
-        The lock is the kernel's: it ends with the process, however that ends. ``waiting`` is
-        called once if somebody else holds it.
-        """
-        path = self.folder(key) / "lock"
+    def try_lock(self, key: str) -> Iterator[bool]:
+        """Hold a stage run, so that two processes never train the same one, or be told False."""
         with _writing(self.root):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = path.open("a")
+            held = self.leases.take(self.folder(key))
         try:
-            if not _try_lock(handle.fileno()):
-                waiting()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+            yield held is not None
         finally:
-            handle.close()
+            if held is not None:
+                self.leases.give_back(held)
+
+    def is_lost(self, key: str) -> bool:
+        """Whether a stage run that we hold was taken by another machine meanwhile."""
+        return self.leases.lost(self.folder(key))
 
     def is_running(self, key: str) -> bool:
         """Whether some process holds this stage run now."""
-        path = self.folder(key) / "lock"
-        if not path.exists():
-            return False
-        with path.open() as handle:
-            return not _try_lock(handle.fileno())
+        return self.holder(key) is not None
+
+    def holder(self, key: str) -> Owner | None:
+        """The process that holds this stage run now, or None."""
+        return holder(self.folder(key))
+
+
+def place_of(state: Record) -> Place:
+    """Where a resume state was taken."""
+    return state["epoch"], state.get("steps", 0)
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -339,14 +347,6 @@ def _read_checkpoint(path: Path) -> Record | None:
     except Exception:  # torch raises many kinds for a damaged file; all mean it cannot be used
         return None
     return state
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read_json(path: Path, mend: str = RETRAIN) -> Record | None:

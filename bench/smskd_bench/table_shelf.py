@@ -114,6 +114,10 @@ class TableShelf:
             if path.read_text(encoding="utf-8") in passing:
                 _delete_unless_held(path.parent)
 
+    def clear(self) -> None:
+        """Close all tables; those that are needed again are opened again."""
+        self._open.clear()
+
     def _say_whose(self, table: OutputTable, network: str) -> None:
         (table.folder / WHOSE).write_text(network, encoding="utf-8")
 

@@ -130,6 +130,13 @@ class Tracker(Protocol):
             Messages for the user: problems met, and how to upload what is only on disk.
         """
 
+    def leave(self, timeout_s: float) -> list[str]:
+        """Wait at most `timeout_s` seconds, then let the mirror end by itself: we were stopped.
+
+        Returns:
+            Messages for the user, as far as there are any yet.
+        """
+
 
 class NullTracker:
     """Mirrors nothing."""
@@ -151,6 +158,10 @@ class NullTracker:
         """Do nothing."""
 
     def close(self, timeout_s: float) -> list[str]:
+        """Do nothing and report nothing."""
+        return []
+
+    def leave(self, timeout_s: float) -> list[str]:
         """Do nothing and report nothing."""
         return []
 

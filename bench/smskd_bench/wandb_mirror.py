@@ -302,8 +302,8 @@ def _exit_after(seconds: float) -> None:
 def main() -> None:
     """Keep input and output for ourselves, send everything wandb prints to the log, and serve."""
     # Ctrl-C and a scheduler's SIGTERM are for the trainer; we end when it closes our input.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     # Duplicates are not inherited, so wandb's own service cannot keep our pipe open.
     requests, answers = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)

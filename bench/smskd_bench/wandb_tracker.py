@@ -111,6 +111,14 @@ class WandbTracker:
                 self._abandon(timeout_s)
         return self._messages()
 
+    def leave(self, timeout_s: float) -> list[str]:
+        """As `close`, but what is not drained by then goes on by itself after we have ended."""
+        if self._thread is not None and not self._closed:
+            self._closed = True
+            self._waiting.put(None)
+            self._thread.join(timeout_s)
+        return self._messages()
+
     def _put(self, message: Message) -> None:
         if self._thread is None or self._closed or not self._thread.is_alive():
             return

@@ -5,6 +5,7 @@ The worker knows the store and the device; what it trains is :mod:`smskd.stages`
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,16 +28,18 @@ from smskd.meter import Row
 from smskd.methods import METHODS, MODIFIERS, Method
 from smskd.methods.objective import Part
 from smskd.models import build_model, taps_of
-from smskd.seeding import derive, restore_rng, rng_state, seeded
+from smskd.seeding import derive, seeded
 from smskd.stages import BestOnDev, Stage, StageReport, finish, prepare
 from smskd.taps import Network
 from smskd.train import Alone, StageRun, train_group
 from smskd_bench.environment import code_revision, device_name, machine, package_versions
 from smskd_bench.importing import teacher_weights
 from smskd_bench.loaded_data import LoadedData, load_split
+from smskd_bench.pauses import Pauses
 from smskd_bench.shortcuts import shortcuts_of, took_shortcuts
 from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
-from smskd_bench.store import Record, Store
+from smskd_bench.stopping import StopRequest
+from smskd_bench.store import Place, Record, Store, place_of
 from smskd_bench.table_shelf import TableChoice, TableShelf
 from smskd_bench.tables import TableKey, TablePlan
 from smskd_bench.threads import step_threads
@@ -94,14 +97,29 @@ class _Begun:
 class Worker:
     """Carries out stage runs one after another; keeps data and the last teacher in memory."""
 
-    def __init__(self, store: Store, options: RunOptions) -> None:
+    def __init__(self, store: Store, options: RunOptions, stop: StopRequest | None = None) -> None:
         self.store = store
         self.options = options
+        self.stop = stop or StopRequest()
         self.available_threads = torch.get_num_threads()
         pin_numerics()
         self.shelf = TableShelf(store.root / "tables", options.tables, options.teacher_table)
         self._data: dict[DataSpec, LoadedData] = {}
         self._teachers: dict[str, Network] = {}
+        self._saves_memory = False
+
+    def save_memory(self) -> bool:
+        """Give back what can be had again, and need less from now on; False if it does already."""
+        if self._saves_memory:
+            return False
+        self._saves_memory = True
+        self._teachers.clear()
+        self.shelf.clear()
+        self._data = {spec: data.in_small_batches() for spec, data in self._data.items()}
+        gc.collect()
+        if torch.device(self.options.device).type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
     def run(self, spec: StageSpec, progress: Progress, weights: Path | None = None) -> Record:
         """Carry one stage run to its result, from its checkpoint if it has one.
@@ -138,34 +156,40 @@ class Worker:
             self.store.begin(spec)
         wanted = {key for spec in specs for key in spec.teachers}
         self._teachers = {key: self._teachers.get(key) or self._teacher(key) for key in wanted}
-        epoch = self._common_epoch(specs)
+        place = self._common_place(specs)
         with ExitStack() as stack:
             begun: list[_Begun] = []
             for spec in specs:
-                begun.append(self._begin(spec, epoch))
+                begun.append(self._begin(spec, place, len(specs)))
                 stack.callback(begun[-1].run.close)
             self._train(begun, progress)
         return [self._finish(b, started) for b in begun]
 
-    def _common_epoch(self, specs: Sequence[StageSpec]) -> int | None:
-        """The epoch at which stage runs that are trained together go on; None means each its own.
+    def _common_place(self, specs: Sequence[StageSpec]) -> Place | None:
+        """Where stage runs that are trained together go on; None means each where it is.
 
-        A kill between two checkpoints leaves them one epoch apart: then all go back by one, for
-        which the checkpoint before the last is kept.
+        A kill between two checkpoints leaves some one checkpoint behind: then all go back to it,
+        for which the checkpoint before the last is kept.
 
         Raises:
             IncompatibleError: they are further apart, as they were not always trained together.
         """
         if len(specs) == 1:
             return None
-        found = [self._usable_checkpoint(spec) for spec in specs]
-        epochs = [state["epoch"] if state else 0 for state in found]
-        if max(epochs) - min(epochs) > 1:
-            raise IncompatibleError(f"they stand at epochs {', '.join(map(str, epochs))}")
-        return min(epochs)
+        states = [self._usable_checkpoint(spec) for spec in specs]
+        places = [place_of(state) if state else (0, 0) for state in states]
+        first = min(places)
+        if first == (0, 0):
+            together = max(places) <= (1, 0)
+        else:
+            together = all(self._usable_checkpoint(spec, first) for spec in specs)
+        if not together:
+            epochs = ", ".join(str(epoch) for epoch, _ in places)
+            raise IncompatibleError(f"they stand at epochs {epochs}")
+        return first
 
-    def _usable_checkpoint(self, spec: StageSpec, epoch: int | None = None) -> Record | None:
-        state = self.store.checkpoint(spec.key, epoch)
+    def _usable_checkpoint(self, spec: StageSpec, place: Place | None = None) -> Record | None:
+        state = self.store.checkpoint(spec.key, place)
         if state and self.options.exact and took_shortcuts(state["sessions"]):
             return None
         return state
@@ -174,7 +198,8 @@ class Worker:
         """The data set, loaded and split once."""
         if spec not in self._data:
             o = self.options
-            self._data[spec] = load_split(spec, o.device, o.data_root, o.download)
+            data = load_split(spec, o.device, o.data_root, o.download)
+            self._data[spec] = data.in_small_batches() if self._saves_memory else data
         return self._data[spec]
 
     def student(self, spec: StageSpec) -> nn.Module:
@@ -222,13 +247,13 @@ class Worker:
         document = self.store.spec_document(key)
         return StageSpec.from_document(document)
 
-    def _begin(self, spec: StageSpec, epoch: int | None = None) -> _Begun:
-        """Build a stage run and bring it to where it stopped, or to an earlier ``epoch``."""
+    def _begin(self, spec: StageSpec, place: Place | None = None, sharing: int = 1) -> _Begun:
+        """Build a stage run and bring it to where it stopped, or to an earlier ``place``."""
         data, previous = self.data(spec.dataset), self._previous(spec)
         run = self._prepare(spec, data, previous)
         best = BestOnDev(data.dev) if data.dev else None
         torch.manual_seed(derive(spec.seed, "train", spec.number))
-        sessions = self._resume(spec, run, best, epoch)
+        sessions = self._resume(spec, run, best, place, sharing)
         batches = data.batches.of_seed(spec.seed, spec.training.batch_size)
         before = sessions[-1] if sessions else {}
         sources = self.shelf.serve(spec, run, batches, before)
@@ -236,6 +261,7 @@ class Worker:
             "device": device_name(self.options.device),
             "threads": torch.get_num_threads(),
             "from_epoch": run.epoch,
+            "from_step": run.steps,
             "wall_seconds": 0.0,
             "folded": 1,
             "compiled": self.options.compile or bool(before.get("compiled")),
@@ -248,6 +274,16 @@ class Worker:
         of_run = {id(b.run): b for b in begun}
         started = time.perf_counter()
 
+        def save(run: StageRun) -> None:
+            mine = of_run[id(run)]
+            mine.session["wall_seconds"] = (time.perf_counter() - started) / len(runs)
+            self.store.save_checkpoint(mine.spec.key, _checkpoint(run, mine.best, mine.sessions))
+
+        def is_lost() -> bool:
+            return any(self.store.is_lost(b.spec.key) for b in begun)
+
+        pauses = Pauses(self.stop, save, is_lost)
+
         def after_epoch(run: StageRun) -> None:
             mine = of_run[id(run)]
             if mine.best:
@@ -255,22 +291,31 @@ class Worker:
             if self._wants_test(run):
                 test = self.data(mine.spec.dataset).test
                 run.history[-1]["test_top1"] = evaluate(run.deployed(), test).top1
-            mine.session["wall_seconds"] = (time.perf_counter() - started) / len(runs)
-            self.store.save_checkpoint(mine.spec.key, _checkpoint(run, mine.best, mine.sessions))
+            pauses.check_ours()
+            save(run)
+            pauses.saved()
             progress(mine.spec, run.history[-1])
 
         if runs[0].epoch == runs[0].training.epochs:
             return
+        with self.stop.listening():
+            self._train_group(begun, after_epoch, pauses)
+        self.stop.check()
+
+    def _train_group(
+        self, begun: Sequence[_Begun], after_epoch: Callable[[StageRun], None], pauses: Pauses
+    ) -> None:
+        runs = [b.run for b in begun]
         if len(runs) == 1:
             if begun[0].session["compiled"]:
                 compile_networks(runs[0])
-            train_group(Alone(runs[0]), [begun[0].batches], after_epoch)
+            train_group(Alone(runs[0]), [begun[0].batches], after_epoch, pauses)
             return
         image = self.data(begun[0].spec.dataset).one_image()
         with closing(Folded(runs, image)) as group:
             for b in begun:
                 b.session.update(folded=len(runs), compiled=False)
-            train_group(group, [b.batches for b in begun], after_epoch)
+            train_group(group, [b.batches for b in begun], after_epoch, pauses)
 
     def _finish(self, begun: _Begun, started: float) -> Record:
         spec, run = begun.spec, begun.run
@@ -321,22 +366,23 @@ class Worker:
         )
 
     def _resume(
-        self, spec: StageSpec, run: StageRun, best: BestOnDev | None, epoch: int | None
+        self,
+        spec: StageSpec,
+        run: StageRun,
+        best: BestOnDev | None,
+        place: Place | None,
+        sharing: int,
     ) -> list[Record]:
         """Load the checkpoint into the run; returns the sessions so far."""
-        state = self._usable_checkpoint(spec, epoch) if epoch != 0 else None
+        state = self._usable_checkpoint(spec, place) if place != (0, 0) else None
         if state is None:
-            if epoch:
-                raise IncompatibleError(f"there is no checkpoint of epoch {epoch} to go on from")
+            if place and place != (0, 0):
+                raise IncompatibleError(f"there is no checkpoint of epoch {place[0]} to go on from")
             return []
-        self.store.go_back(spec.key, state["epoch"])
-        run.student.model.load_state_dict(state["student"])
-        run.objective.load_state_dict(state["objective"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.epoch, run.history = state["epoch"], state["history"]
+        self.store.go_back(spec.key, place_of(state))
+        run.load_state(state, sharing)
         if best and state["best"]:
             best.top1, best.epoch, best.weights = state["best"]
-        restore_rng(state["rng"])
         sessions: list[Record] = state["sessions"]
         if not self.options.threads:  # other threads would add up in another order
             torch.set_num_threads(sessions[-1]["threads"])
@@ -420,16 +466,8 @@ def _part(spec: MethodSpec, methods: dict[str, type[Method]]) -> Part:
 
 
 def _checkpoint(run: StageRun, best: BestOnDev | None, sessions: list[Record]) -> Record:
-    return {
-        "student": run.student.model.state_dict(),
-        "objective": run.objective.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "epoch": run.epoch,
-        "history": run.history,
-        "best": (best.top1, best.epoch, best.weights) if best else None,
-        "rng": rng_state(),
-        "sessions": sessions,
-    }
+    kept = (best.top1, best.epoch, best.weights) if best else None
+    return {**run.state(), "best": kept, "sessions": sessions}
 
 
 def _speed(history: list[Row]) -> float:

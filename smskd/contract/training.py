@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +17,15 @@ from smskd.contract.cases import BATCH, PairCase, labelled_images
 from smskd.contract.trial import EPOCHS, PHASES, Trial, trial
 from smskd.evaluate import FixedSet, evaluate
 from smskd.methods.objective import Part
-from smskd.seeding import derive, restore_rng, rng_state
+from smskd.seeding import derive
 from smskd.settings import Schedule
-from smskd.train import StageRun, train
+from smskd.train import Pause, StageRun, train
 
 STAGE_EPOCHS = 5
 """Long enough that a method of two phases, with an eighth for the first, has both."""
 
-STOPS = (1, 4)
-"""Epochs after which a stage is interrupted and taken up again."""
+STOPS = ((1, 0), (4, 1))
+"""Where a stage is interrupted and taken up again: epochs done, and steps of the next."""
 
 NUM = BATCH + 8
 
@@ -46,15 +45,25 @@ class Record:
         run: The stage.
         before: Parameters and buffers at its start, by network.
         after: The same at its end.
-        checkpoints: What was saved after the epochs in ``STOPS``.
+        checkpoints: What was saved at ``STOPS``.
         teachers_trained: Whether a teacher was ever found in training mode.
     """
 
     run: StageRun
     before: dict[str, State]
     after: dict[str, State] = field(default_factory=dict)
-    checkpoints: dict[int, bytes] = field(default_factory=dict)
+    checkpoints: dict[tuple[int, int], bytes] = field(default_factory=dict)
     teachers_trained: bool = False
+
+    def due(self) -> bool:
+        """See :class:`~smskd.train.Pause`: after every step."""
+        return True
+
+    def take(self, runs: Sequence[StageRun]) -> None:
+        """Save where a stage is to be interrupted."""
+        for run in runs:
+            if (run.epoch, run.steps) in STOPS:
+                self.checkpoints[run.epoch, run.steps] = saved(run)
 
 
 @lru_cache(maxsize=2)
@@ -72,19 +81,20 @@ def _trained(tried: Trial, watch: Callable[[StageRun], object] = id) -> Record:
 
     def after_epoch(run: StageRun) -> None:
         watch(run)
-        if run.epoch in STOPS:
-            record.checkpoints[run.epoch] = saved(run)
+        record.take([run])
         for teacher in tried.teachers:
             record.teachers_trained |= any(module.training for module in teacher.modules())
 
-    _train(tried, after_epoch)
+    _train(tried, after_epoch, record)
     record.after = _states(tried)
     return record
 
 
-def _train(tried: Trial, after_epoch: Callable[[StageRun], None]) -> None:
+def _train(
+    tried: Trial, after_epoch: Callable[[StageRun], None], pause: Pause | None = None
+) -> None:
     try:
-        train(tried.run, tried.data, after_epoch)
+        train(tried.run, tried.data, after_epoch, pause)
     finally:
         tried.run.close()
 
@@ -97,27 +107,14 @@ def _states(tried: Trial) -> dict[str, State]:
 
 def saved(run: StageRun) -> bytes:
     """A checkpoint of a stage, as it would lie on disk."""
-    state = {
-        "student": run.student.model.state_dict(),
-        "objective": run.objective.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "epoch": run.epoch,
-        "history": run.history,
-        "rng": rng_state(),
-    }
     file = io.BytesIO()
-    torch.save(state, file)
+    torch.save(run.state(), file)
     return file.getvalue()
 
 
 def load(run: StageRun, checkpoint: bytes) -> None:
     """Bring a new stage to where a checkpoint was saved."""
-    state: dict[str, Any] = torch.load(io.BytesIO(checkpoint), weights_only=True)
-    run.student.model.load_state_dict(state["student"])
-    run.objective.load_state_dict(state["objective"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.epoch, run.history = state["epoch"], state["history"]
-    restore_rng(state["rng"])
+    run.load_state(torch.load(io.BytesIO(checkpoint), weights_only=True))
 
 
 def teachers_stay(part: Part, case: PairCase) -> None:
@@ -183,11 +180,12 @@ def deploys(part: Part, case: PairCase) -> None:
 def resumes_exactly(part: Part, case: PairCase) -> None:
     """Interrupted, saved and taken up again, it ends in the same weights, to the last bit."""
     once = whole_stage(part, case)
-    for epoch, checkpoint in once.checkpoints.items():
+    require(once.checkpoints.keys() == set(STOPS), "the stage did not come to where it is stopped")
+    for (epoch, steps), checkpoint in once.checkpoints.items():
         tried = _stage(part, case)
         torch.manual_seed(derive(0, "another process"))
         load(tried.run, checkpoint)
-        _require_same_end(once, _trained(tried), f"taken up after epoch {epoch}")
+        _require_same_end(once, _trained(tried), f"taken up {steps} steps after epoch {epoch}")
 
 
 def _require_same_end(one: Record, other: Record, how: str) -> None:

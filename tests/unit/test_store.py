@@ -407,7 +407,7 @@ def test_a_store_that_turns_unwritable(store, spec):
         lambda: store.complete(spec.key, record(spec), TENSORS, PREDICTED),
     ):
         one_message(act, str(store.root), "cannot be written")
-    with pytest.raises(StoreError, match="cannot be written"), store.lock(spec.key):
+    with pytest.raises(StoreError, match="cannot be written"), store.try_lock(spec.key):
         pass
 
 
@@ -458,9 +458,10 @@ HOLDER = """
     from pathlib import Path
     from smskd_bench.store import Store
     store = Store(Path(sys.argv[1]))
-    with store.lock(sys.argv[2], lambda: print("waiting", flush=True)):
-        print("held", flush=True)
-        sys.stdin.readline() if len(sys.argv) > 3 else time.sleep(60)
+    while True:
+        with store.try_lock(sys.argv[2]) as held:
+            print("held" if held else "waiting", flush=True)
+            time.sleep(60 if held else 0.1)
 """
 
 
@@ -485,7 +486,8 @@ def test_two_processes_exclude_each_other_and_a_kill_frees_the_lock(store, spec)
     finally:
         end(first)
     assert not store.is_running(key)
-    with store.lock(key, lambda: pytest.fail("nobody holds it")):
+    with store.try_lock(key) as held:
+        assert held
         assert store.is_running(key)
     assert not store.is_running(key)
 
@@ -497,8 +499,11 @@ COUNTER = """
     store, file = Store(Path(sys.argv[1])), Path(sys.argv[2])
     print("ready", flush=True)
     for _ in range(150):
-        with store.lock("k" * 64):
-            file.write_text(str(int(file.read_text()) + 1))
+        held = False
+        while not held:
+            with store.try_lock("k" * 64) as held:
+                if held:
+                    file.write_text(str(int(file.read_text()) + 1))
 """
 
 
@@ -513,7 +518,7 @@ def test_nothing_is_lost_between_processes_that_count(store, tmp_path):
 
 
 def test_an_error_inside_frees_the_lock(store):
-    with pytest.raises(RuntimeError, match="inside"), store.lock("b" * 64):
+    with pytest.raises(RuntimeError, match="inside"), store.try_lock("b" * 64):
         raise RuntimeError("inside")
     assert not store.is_running("b" * 64)
 

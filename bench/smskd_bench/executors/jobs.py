@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -9,6 +10,9 @@ from smskd_bench.executors.ledger import Ledger
 from smskd_bench.folds import folded_with
 from smskd_bench.plan import Plan
 from smskd_bench.spec import StageSpec
+
+LOOK_AGAIN_S = 0.5
+"""How long a job that another process has is left alone."""
 
 Job: TypeAlias = tuple[StageSpec, ...]
 """Stage runs that one worker carries out together; none of them depends on another."""
@@ -33,21 +37,48 @@ class JobQueue:
         self._ledger = ledger
         self._place = {key: place for place, key in enumerate(plan.nodes)}
         self._waiting = jobs_of(plan, folds)
+        self._busy: dict[Job, float] = {}
+        self._announced: set[str] = set()
 
     def take(self) -> Job | None:
         """The first job that can run now, or None; what needs no run is settled on the way."""
         still: list[Job] = []
         found: Job | None = None
-        while self._waiting and found is None:
-            job = self._waiting.pop(0)
-            if all(self._ledger.is_ready(spec) for spec in job):
-                found = tuple(s for s in job if not self._ledger.settle_unrun(s)) or None
-            else:
+        waiting = iter(self._waiting)
+        for job in waiting:
+            if not self._may_try(job):
                 still.append(job)
-        self._waiting = still + self._waiting
+                continue
+            self._busy.pop(job, None)
+            found = tuple(s for s in job if not self._ledger.settle_unrun(s)) or None
+            if found:
+                break
+        self._waiting = [*still, *waiting]
         return found
 
     def put_back(self, job: Job) -> None:
         """Take back a job that has to begin again; it keeps its place."""
         self._waiting.append(job)
         self._waiting.sort(key=lambda job: self._place[job[0].key])
+
+    def defer(self, job: Job) -> None:
+        """Take back a job that another process has; it is tried again in a while."""
+        self._busy[job] = time.monotonic() + LOOK_AGAIN_S
+        self.put_back(job)
+
+    def seconds_to_wait(self) -> float | None:
+        """Until a deferred job may be tried again; None if there is none."""
+        if not self._busy:
+            return None
+        return max(0.01, min(self._busy.values()) - time.monotonic())
+
+    def announce(self) -> None:
+        """Tell once of each deferred job that there is nothing else to do but wait for it."""
+        for spec in (spec for job in self._busy for spec in job):
+            if spec.key not in self._announced:
+                self._announced.add(spec.key)
+                self._ledger.observer.waiting(spec)
+
+    def _may_try(self, job: Job) -> bool:
+        ready = all(self._ledger.is_ready(spec) for spec in job)
+        return ready and self._busy.get(job, 0.0) <= time.monotonic()

@@ -15,12 +15,12 @@ from smskd_bench.store import Store
 class Outcome:
     """What became of one stage run, and why it failed.
 
-    Its status is "cached" if another process had finished it, and "put_back" if it is to begin
-    again when there is more room.
+    Its status is "cached" if another process had finished it, "busy" if another process has it now,
+    and "put_back" if it is to begin again when there is more room.
     """
 
     key: str
-    status: Status | Literal["cached", "put_back"]
+    status: Status | Literal["cached", "busy", "put_back"]
     reason: str = ""
 
 

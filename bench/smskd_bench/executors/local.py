@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
-from smskd_bench.executors.jobs import JobQueue
+from smskd_bench.executors.jobs import Job, JobQueue
 from smskd_bench.executors.ledger import Ledger, Summary
 from smskd_bench.executors.observing import Observer
 from smskd_bench.executors.stage_run import Conditions, run_job
@@ -29,7 +30,21 @@ def execute(
     ledger = Ledger(plan, store, observer)
     queue = JobQueue(plan, ledger, folds)
     given = Conditions(plan.weights, retry_failed)
-    while (job := queue.take()) is not None:
-        for outcome in run_job(job, store, worker, observer, given):
+    while True:
+        worker.stop.check()
+        if (job := queue.take()) is not None:
+            _run(job, queue, ledger, worker, given)
+        elif (seconds := queue.seconds_to_wait()) is not None:
+            queue.announce()
+            time.sleep(seconds)
+        else:
+            return ledger.summary()
+
+
+def _run(job: Job, queue: JobQueue, ledger: Ledger, worker: Worker, given: Conditions) -> None:
+    outcomes = run_job(job, ledger.store, worker, ledger.observer, given)
+    for outcome in outcomes:
+        if outcome.status != "busy":
             ledger.settle(outcome)
-    return ledger.summary()
+    if busy := {outcome.key for outcome in outcomes if outcome.status == "busy"}:
+        queue.defer(tuple(spec for spec in job if spec.key in busy))

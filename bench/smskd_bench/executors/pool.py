@@ -82,7 +82,8 @@ class Pool:
             SmskdError: a worker met an error that stops the whole run.
         """
         while self._hand_out():
-            heard = wait([worker.connection for worker in self._workers])
+            connections = [worker.connection for worker in self._workers]
+            heard = wait(connections, self.queue.seconds_to_wait())
             for worker in [w for w in self._workers if w.connection in heard]:
                 self._listen(worker)
 
@@ -108,7 +109,10 @@ class Pool:
                 pass  # one that died while it was idle: the next is a new one
         for worker in [w for w in self._workers if w.order is None][: self._surplus()]:
             self._dismiss(worker)
-        return self._busy() > 0
+        if self._busy():
+            return True
+        self.queue.announce()
+        return self.queue.seconds_to_wait() is not None
 
     def _surplus(self) -> int:
         return max(0, len(self._workers) - self.limit)
@@ -149,8 +153,10 @@ class Pool:
         order = worker.free()
         short = [outcome for outcome in outcomes if outcome.status == "put_back"]
         for outcome in outcomes:
-            if outcome not in short:
+            if outcome.status not in ("put_back", "busy"):
                 self.ledger.settle(outcome)
+        if busy := [outcome.key for outcome in outcomes if outcome.status == "busy"]:
+            self.queue.defer(tuple(self.plan.nodes[key] for key in busy))
         if any(outcome.status in ("put_back", "out_of_memory") for outcome in outcomes):
             self._dismiss(worker)  # a new process has all of its memory
         if short:

@@ -11,7 +11,6 @@ import traceback
 from dataclasses import replace
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
-from types import FrameType
 
 import torch
 
@@ -22,11 +21,12 @@ from smskd_bench.executors.messages import Answer, Defect, Ended, Order, Refused
 from smskd_bench.executors.observing import Status
 from smskd_bench.executors.stage_run import Conditions, run_job
 from smskd_bench.spec import StageSpec
+from smskd_bench.stopping import STEP_S, Interrupted, StopRequest
 from smskd_bench.store import Record
 from smskd_bench.worker import Worker
 
-GRACE_S = 5.0
-"""How long a stage run that is told to stop may take to leave its files in order."""
+GRACE_S = STEP_S + 0.4
+"""How long a stage run that is told to stop may take to write its checkpoint and end."""
 
 
 def serve(connection: Connection, setup: WorkerSetup) -> None:
@@ -36,16 +36,25 @@ def serve(connection: Connection, setup: WorkerSetup) -> None:
         torch.set_num_threads(setup.threads)
     teller = _Teller(connection)
     try:
-        methods = {**METHODS, **load_plugins(setup.plugins)}
-        worker = Worker(setup.store, replace(setup.options, methods=methods))
-        worker.shelf.note, worker.shelf.filling = teller.note, teller.filling
-        while (order := _next_order(connection)) is not None:
-            given = Conditions(order.weights, order.retry_failed, shares_memory=order.workers > 1)
-            teller.answer(Ended(run_job(order.job, worker.store, worker, teller, given)))
+        with StopRequest().on([signal.SIGTERM]) as stop:
+            _carry_out_orders(connection, setup, teller, stop)
     except SmskdError as error:
         teller.answer(Refused(error.message, error.hint))
     except Exception:
         teller.answer(Defect(traceback.format_exc()))
+    except Interrupted as told:
+        sys.exit(128 + told.number)
+
+
+def _carry_out_orders(
+    connection: Connection, setup: WorkerSetup, teller: _Teller, stop: StopRequest
+) -> None:
+    methods = {**METHODS, **load_plugins(setup.plugins)}
+    worker = Worker(setup.store, replace(setup.options, methods=methods), stop)
+    worker.shelf.note, worker.shelf.filling = teller.note, teller.filling
+    while (order := _next_order(connection)) is not None:
+        given = Conditions(order.weights, order.retry_failed, shares_memory=order.workers > 1)
+        teller.answer(Ended(run_job(order.job, worker.store, worker, teller, given)))
 
 
 class _Teller:
@@ -94,17 +103,11 @@ def _next_order(connection: Connection) -> Order | None:
 
 
 def _end_as_the_parent_says() -> None:
-    """Leave Ctrl-C to the parent, stop in good order when it says so, and never outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _unwind)
+    """Leave Ctrl-C to the parent, and never outlive it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Thread(target=_watch_parent, name="watch-parent", daemon=True).start()
-
-
-def _unwind(number: int, frame: FrameType | None) -> None:
-    """Stop where we are; unfinished files are removed on the way out."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(128 + number)
 
 
 def _watch_parent() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from smskd.errors import DivergedError, IncompatibleError, RefusedError, SmskdError, StoreError
 from smskd_bench.executors.ledger import Outcome
 from smskd_bench.executors.observing import Observer, Status
+from smskd_bench.leases import LeaseLostError
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import Record, Store
 from smskd_bench.worker import Progress, Worker
@@ -55,13 +55,15 @@ def run_job(
 ) -> tuple[Outcome, ...]:
     """Run the stage runs of a job, as one network if there are several.
 
+    If another process holds one of them, nothing is run and all outcomes are "busy".
+
     Raises:
         SmskdError: the store or the data gave out, for every other stage run too.
     """
     with ExitStack() as locks:
-        # Always in the same order, so that two processes never wait for each other.
-        for spec in sorted(job, key=lambda spec: spec.key):
-            locks.enter_context(store.lock(spec.key, partial(observer.waiting, spec)))
+        for spec in job:
+            if not locks.enter_context(store.try_lock(spec.key)):
+                return tuple(Outcome(spec.key, "busy") for spec in job)
         outcomes: dict[str, Outcome] = {}
         for spec in job:
             if (outcome := _settled(spec, store, observer, given)) is not None:
@@ -118,9 +120,16 @@ def _run_one(
     spec: StageSpec, store: Store, worker: Worker, observer: Observer, given: Conditions
 ) -> Outcome:
     weights = given.weights.get(spec.key)
-    status, reason, result = _attempt(spec, worker, observer.epoch, weights)
-    if status == "out_of_memory" and given.shares_memory:
-        return Outcome(spec.key, "put_back", reason)
+    try:
+        status, reason, result = _attempt(spec, worker, observer.epoch, weights)
+        if status == "out_of_memory" and given.shares_memory:
+            return Outcome(spec.key, "put_back", reason)
+        if status == "out_of_memory" and worker.save_memory():
+            observer.note(spec, f"out of memory ({reason}); once more, with less")
+            status, reason, result = _attempt(spec, worker, observer.epoch, weights)
+    except LeaseLostError as error:
+        observer.put_back(spec, str(error))
+        return Outcome(spec.key, "busy")
     if status != "done":
         write_failure(store, spec.key, status, reason)
     observer.end(spec, status, result, reason)
@@ -142,6 +151,8 @@ def _attempt(
         return "diverged", error.message, None
     except IncompatibleError as error:
         return "incompatible", error.message, None
+    except LeaseLostError:
+        raise  # no failure: somebody else trains it
     except StoreError:
         raise  # the store is gone or full: nothing else can go on either
     except (torch.OutOfMemoryError, MemoryError) as error:
