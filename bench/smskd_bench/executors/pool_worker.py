@@ -46,6 +46,8 @@ def serve(connection: Connection, setup: WorkerSetup) -> None:
         teller.answer(Refused(error.message, error.hint))
     except Exception:
         teller.answer(Defect(traceback.format_exc()))
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing to put in order any more
 
 
 class _Teller:
