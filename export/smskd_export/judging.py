@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from smskd.atomic import write_json
 from smskd.errors import StoreError
@@ -20,6 +19,7 @@ from smskd_export.latency import Flag, LatencySummary, summarise
 from smskd_export.manifest import GraphInfo, Manifest, as_json
 from smskd_export.measurement import DeviceRow, Measurement, Probe, load_samples
 from smskd_export.paired import PairedChange, paired_change
+from smskd_export.records import read_record
 
 SCHEMA = 1
 JUDGED = "judged.json"
@@ -175,21 +175,7 @@ def read_judged(folder: Path) -> Judged | None:
     Raises:
         StoreError: it is damaged, or newer than this program.
     """
-    path = folder / JUDGED
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        schema = record.get("schema") if isinstance(record, dict) else None
-        if isinstance(schema, int) and schema > SCHEMA:
-            raise StoreError(
-                f"{path} has schema {schema}, this program reads {SCHEMA}", "update smskd-bench"
-            )
-        return TypeAdapter(Judged).validate_python(record)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError, ValidationError) as error:
-        raise StoreError(
-            f"{path} is damaged: {str(error).splitlines()[0]}", "delete the folder, measure again"
-        ) from error
+    return read_record(folder / JUDGED, Judged, SCHEMA, "delete the folder, measure again")
 
 
 def _graph_of(manifest: Manifest, row: DeviceRow) -> GraphInfo:

@@ -22,14 +22,10 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import TypeAdapter, ValidationError
 
 from smskd.errors import StoreError
+from smskd_export.records import read_record
 from smskd_export.targets import Target
-
-T = TypeVar("T")
 
 SCHEMA = 2
 MANIFEST, PROTOCOL, RUNNER, CALIBRATION = (
@@ -148,35 +144,3 @@ def read_manifest(bundle: Path) -> Manifest:
     if found is None:
         raise StoreError(f"{bundle} holds no bundle", "smskd-bench export makes one")
     return found
-
-
-def read_record(path: Path, kind: type[T], known: int, again: str) -> T | None:
-    """Read a record of a known schema; None if there is no file.
-
-    Args:
-        path: A JSON file.
-        kind: The dataclass it holds.
-        known: The schema that this program reads.
-        again: What to do if the file is damaged or too old.
-
-    Raises:
-        StoreError: it is damaged, or another version wrote it.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {error}", again) from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if isinstance(schema, int) and schema != known:
-        raise StoreError(
-            f"{path} has schema {schema}, this program reads {known}",
-            "update smskd-bench" if schema > known else again,
-        )
-    try:
-        return TypeAdapter(kind).validate_python(record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{path} is damaged: {where}: {first['msg']}", again) from error

@@ -12,17 +12,16 @@ events.jsonl                         the runner's lines, in order of time
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from smskd.errors import StoreError
 from smskd_export.arrays import read_array
+from smskd_export.records import read_record
 
 SCHEMA = 1
 RESULT = "result.json"
@@ -301,26 +300,10 @@ def read_measurement(folder: Path) -> Measurement | None:
     Raises:
         StoreError: the record is damaged, newer than this program, or its files were changed.
     """
-    path = folder / RESULT
     again = "delete the folder and measure again"
-    try:
-        record: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"{path} is damaged: {error}", again) from error
-    schema = record.get("schema") if isinstance(record, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
-        raise StoreError(
-            f"{path} has schema {schema}, this program reads {SCHEMA}", "update smskd-bench"
-        )
-    try:
-        found = TypeAdapter(Measurement).validate_python(record)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{path} is damaged: {where}: {first['msg']}", again) from error
-    _check_files(folder, found, again)
+    found = read_record(folder / RESULT, Measurement, SCHEMA, again)
+    if found is not None:
+        _check_files(folder, found, again)
     return found
 
 

@@ -21,6 +21,7 @@ from smskd_export.local import LocalTransport
 from smskd_export.manifest import RUNNER, Manifest, bundle_id
 from smskd_export.measurement import RESULT, Measurement, Probe, read_measurement
 from smskd_export.publish import published
+from smskd_export.records import first_problem
 from smskd_export.ssh import SshTransport
 from smskd_export.test_sets import hash_test_set
 from smskd_export.transport import (
@@ -118,9 +119,8 @@ def probe(
     try:
         found = TypeAdapter(Probe).validate_python(ended.probe)
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
         raise RunError(
-            f"{transport.where} describes itself in a way not understood: {where}"
+            f"{transport.where} describes itself in a way not understood: {first_problem(error)}"
         ) from error
     return found, tuple(ended.refusals)
 

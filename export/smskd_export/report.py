@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smskd_export.machine import Machine
-from smskd_export.manifest import as_json, read_record
+from smskd_export.manifest import as_json
 from smskd_export.parity import Parity
+from smskd_export.records import read_record
 from smskd_export.targets import Target
 from smskd_export.tensorrt_check import TensorRtCheck
 

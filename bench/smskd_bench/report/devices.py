@@ -72,7 +72,7 @@ def title(judged: Judged) -> str:
     """What was measured where."""
     threads = f"{judged.threads} thread" + ("" if judged.threads == 1 else "s")
     return (
-        f"{judged.name} on {judged.device} ({judged.board}), target {judged.target}: "
+        f"{judged.name} on {_place(judged)}, target {judged.target}: "
         f"{judged.runtime}, {threads}, protocol {judged.protocol}"
     )
 
@@ -150,6 +150,12 @@ BOARD: tuple[BoardColumn, ...] = (
     ("MB", lambda e: f"{e.size_mb:.2f}"),
     ("status", lambda e: e.status.replace("_", " ")),
 )
+
+
+def _place(judged: Judged) -> str:
+    """The device and what it is; this machine is called by what it is already."""
+    known = not judged.board or judged.board in judged.device
+    return judged.device if known else f"{judged.device} ({judged.board})"
 
 
 def board_table(rows: Iterable[LeaderboardRow]) -> RenderableType:

@@ -1,0 +1,50 @@
+"""Records of a known form in JSON files: read, checked, and refused with one message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from smskd.errors import StoreError
+
+T = TypeVar("T")
+
+
+def read_record(path: Path, kind: type[T], known: int, again: str) -> T | None:
+    """Read a record of a known schema; None if there is no file.
+
+    Args:
+        path: A JSON file.
+        kind: The dataclass it holds.
+        known: The schema that this program reads.
+        again: What to do if the file is damaged or too old.
+
+    Raises:
+        StoreError: it is damaged, or another version wrote it.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged: {error}", again) from error
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if isinstance(schema, int) and schema != known:
+        raise StoreError(
+            f"{path} has schema {schema}, this program reads {known}",
+            "update smskd-bench" if schema > known else again,
+        )
+    try:
+        return TypeAdapter(kind).validate_python(record)
+    except ValidationError as error:
+        raise StoreError(f"{path} is damaged: {first_problem(error)}", again) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where and what, as text that is safe to print: names come from the file."""
+    first = error.errors()[0]
+    where = ".".join(ascii(str(part))[1:-1] for part in first["loc"])
+    return f"{where}: {first['msg']}"
