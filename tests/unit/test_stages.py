@@ -1,7 +1,7 @@
 """distill(): what a stage starts from, what holds it, what it reports, and what it refuses."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -331,7 +331,7 @@ def test_evaluation_does_not_depend_on_its_batches_and_leaves_the_mode():
     model, data = tiny_net(), FixedSet(*TEST)
     model.body.eval()
     modes = [m.training for m in model.modules()]
-    small, large = evaluate(model, data, 7), evaluate(model, data, 1000)
+    small, large = evaluate(model, replace(data, batch_size=7)), evaluate(model, data)
     assert small.loss == pytest.approx(large.loss, rel=1e-6)
     assert torch.equal(small.predictions, large.predictions)
     assert [m.training for m in model.modules()] == modes
