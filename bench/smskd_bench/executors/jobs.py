@@ -37,7 +37,7 @@ class JobQueue:
         self._ledger = ledger
         self._place = {key: place for place, key in enumerate(plan.nodes)}
         self._waiting = jobs_of(plan, folds)
-        self._busy: dict[Job, float] = {}
+        self._busy: dict[str, tuple[float, Job]] = {}  # by the first key
         self._announced: set[str] = set()
 
     def take(self) -> Job | None:
@@ -49,7 +49,7 @@ class JobQueue:
             if not self._may_try(job):
                 still.append(job)
                 continue
-            self._busy.pop(job, None)
+            self._busy.pop(job[0].key, None)
             found = tuple(s for s in job if not self._ledger.settle_unrun(s)) or None
             if found:
                 break
@@ -63,22 +63,24 @@ class JobQueue:
 
     def defer(self, job: Job) -> None:
         """Take back a job that another process has; it is tried again in a while."""
-        self._busy[job] = time.monotonic() + LOOK_AGAIN_S
+        self._busy[job[0].key] = (time.monotonic() + LOOK_AGAIN_S, job)
         self.put_back(job)
 
     def seconds_to_wait(self) -> float | None:
         """Until a deferred job may be tried again; None if there is none."""
         if not self._busy:
             return None
-        return max(0.01, min(self._busy.values()) - time.monotonic())
+        soonest = min(when for when, _ in self._busy.values())
+        return max(0.01, soonest - time.monotonic())
 
     def announce(self) -> None:
         """Tell once of each deferred job that there is nothing else to do but wait for it."""
-        for spec in (spec for job in self._busy for spec in job):
+        for spec in (spec for _, job in self._busy.values() for spec in job):
             if spec.key not in self._announced:
                 self._announced.add(spec.key)
                 self._ledger.observer.waiting(spec)
 
     def _may_try(self, job: Job) -> bool:
         ready = all(self._ledger.is_ready(spec) for spec in job)
-        return ready and self._busy.get(job, 0.0) <= time.monotonic()
+        when, _ = self._busy.get(job[0].key, (0.0, job))
+        return ready and when <= time.monotonic()
