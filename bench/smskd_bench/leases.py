@@ -119,7 +119,8 @@ class LeaseBook:
         with self._lock:
             self._held.pop(str(held.folder), None)
         if not held.lost:
-            (held.folder / LEASE).unlink(missing_ok=True)
+            with suppress(OSError):  # read-only by now: it ends with us, or after a minute
+                (held.folder / LEASE).unlink()
         held.handle.close()
 
     def lost(self, folder: Path) -> bool:

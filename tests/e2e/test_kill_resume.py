@@ -101,7 +101,8 @@ def test_kills_in_teacher_first_and_second_stage_and_ctrl_c(bench, undisturbed):
 
 
 def check_interrupted(done, store):
-    assert done.err == "\nstopped; the same command goes on from the last checkpoint\n"
+    assert done.err.startswith("\nstopped; the same command goes on from the last checkpoint:\n")
+    assert "  smskd-bench run --matrix " in done.err
     assert not list(store.rglob("*.tmp"))
     assert not list(store.rglob("failed.json"))
 
