@@ -194,7 +194,9 @@ def litter(store: Path) -> list[str]:
     found = [p for p in store.rglob("*") if p.name.endswith(".tmp") or p.name.startswith(".tmp")]
     for result in store.glob("stages/*/*/result.json"):
         found += [
-            p for name in ("checkpoint.pt", "failed.json") if (p := result.with_name(name)).exists()
+            p
+            for name in ("checkpoint.pt", "failed.json", "lease.json")
+            if (p := result.with_name(name)).exists()
         ]
     held = [key for key in opened.stage_keys() if opened.is_running(key)]
     return [str(path.relative_to(store)) for path in found] + held
