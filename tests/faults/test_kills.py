@@ -44,6 +44,16 @@ def bundles(store):
     return {str(p.relative_to(store)): p.read_bytes() for p in files if p.name != "report.json"}
 
 
+def training(store):
+    """Tells whether a stage run is held."""
+    return lambda: any(store.glob("stages/*/*/lease.json"))
+
+
+def exporting(store):
+    """Tells whether something of an export was begun."""
+    return lambda: any((store / "exports").glob("*/*")) or any((store / "exports").glob("*/.*"))
+
+
 class Killer:
     """Starts a command again and again, and kills parts of it."""
 
@@ -51,15 +61,21 @@ class Killer:
         self.bench, self.draw = bench, draw
         self.kills = collections.Counter()
 
-    def once(self, words, longest_s):
-        """Start it, kill something at a random moment; True if it had ended by itself."""
+    def once(self, words, busy, longest_s):
+        """Start it, kill something at a random moment; True if it had ended by itself.
+
+        Most of the time the moment comes after ``busy`` says that it is at work.
+        """
         process = subprocess.Popen(
             [sys.executable, "-m", "smskd_bench.cli", *map(str, words)], stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, env=self.bench.environment(),
             cwd=self.bench.folder / "cwd", start_new_session=True,
         )  # fmt: skip
+        patient = self.draw.random() < 0.9
+        while patient and not busy() and process.poll() is None:
+            time.sleep(0.02)
         try:
-            process.wait(2.0 + self.draw.uniform(0.0, longest_s))  # two seconds pass in importing
+            process.wait(self.draw.uniform(0.0, longest_s))
         except subprocess.TimeoutExpired:
             self._kill(process)
             process.wait(60)
@@ -93,13 +109,13 @@ def test_kills_at_random_moments_lose_nothing(whole, tmp_path):
         stores += 1
         store = tmp_path / f"store{stores}"
         run = ("run", "--matrix", matrix, "--store", store, *TRAIN)
-        while killer.total() < KILLS and not killer.once(run, 6.0):
+        while killer.total() < KILLS and not killer.once(run, training(store), 4.0):
             pass
         finish(bench.start(*run), timeout_s=600)
         assert outputs(store) == outputs(undisturbed)
         assert litter(store) == []
         for _ in range(3):
-            killer.once(export_words(matrix, store), 4.0)
+            killer.once(export_words(matrix, store), exporting(store), 2.0)
         finish(bench.start(*export_words(matrix, store)), timeout_s=600)
         assert bundles(store) == bundles(undisturbed)
         assert litter(store) == []
