@@ -333,10 +333,13 @@ def _link(path: Path, other: Path) -> None:
     temporary = other.with_name(f".{other.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
-        temporary.hardlink_to(path)
-    except OSError:  # not every file system has hard links
-        shutil.copyfile(path, temporary)
-    temporary.replace(other)
+        try:
+            temporary.hardlink_to(path)
+        except OSError:  # not every file system has hard links
+            shutil.copyfile(path, temporary)
+        temporary.replace(other)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read_checkpoint(path: Path) -> Record | None:

@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-from contextlib import contextmanager
 
 import pytest
 from command import Bench, finish, folder_of, litter, outputs, records, results, tiny, wait_for
+from disks import resize, small_disk
 
 STUDENT = "resnet8_quarter"
 
@@ -208,26 +208,13 @@ def test_missing_data_are_said_before_anything_is_made(bench):
 # A disk that is full, a store that turns read-only.
 
 
-@contextmanager
-def small_disk(folder, size):
-    """A real file system of that size, or a skip where none may be mounted."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_after(bench, finished):
     # No table fits beside so little room, and a live teacher rounds otherwise.
     live, whole = ("--teacher-table", "off"), bench.folder / "live"
     bench.run(finished.matrix, whole, *live)
     with small_disk(bench.folder / "disk", "64k") as store:
         for size in ("64k", "400k"):
-            subprocess.run(["mount", "-o", f"remount,size={size}", str(store)], check=True)
+            resize(store, size)
             done = bench.run(finished.matrix, store, *live, expect=3)
             print(f"\n{size}: {len(records(store))} stage runs done; {done.err.splitlines()}")
             assert f"the store {store} cannot be written: No space left on device" in done.err
@@ -236,7 +223,7 @@ def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_after(bench, fin
             assert not list(store.rglob("*.tmp"))
             kept = outputs(store)
             assert all(kept[key] == outputs(whole)[key] for key in records(store))
-        subprocess.run(["mount", "-o", "remount,size=50m", str(store)], check=True)
+        resize(store, "50m")
         bench.run(finished.matrix, store, *live)
         assert outputs(store) == outputs(whole)
         assert litter(store) == []
