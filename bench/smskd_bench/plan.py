@@ -263,9 +263,11 @@ class _Planner:
     ) -> str:
         # Same parent, same stage, same student: the same run, without hashing it again.
         memo = (lesson, stage.identity, teachers, parent)
-        if memo not in self._built:
-            self._built[memo] = self._add(self._stage_spec(lesson, stage, teachers, parent))
-        return self._built[memo]
+        key = self._built.get(memo)
+        if key is None:
+            key = self._add(self._stage_spec(lesson, stage, teachers, parent))
+            self._built[memo] = key
+        return key
 
     def _stage_spec(
         self, lesson: _Lesson, stage: _Stage, teachers: tuple[str, ...], parent: str | None
