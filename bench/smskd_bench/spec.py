@@ -113,7 +113,7 @@ class StageSpec:
         A large matrix has a few different stages and many students, so that writing the stage out
         again for each of them would be most of the work of planning.
         """
-        new = {
+        new: dict[str, Any] = {
             "model": model,
             "model_version": version,
             "seed": seed,
@@ -121,7 +121,8 @@ class StageSpec:
             "teachers": teachers,
         }
         other = replace(self, **new)
-        vars(other)["key"] = _joined_key(self._parts | {n: _known_part(n, v) for n, v in new.items()})
+        parts = {name: _known_part(name, value) for name, value in new.items()}
+        vars(other)["key"] = _joined_key(self._parts | parts)
         return other
 
     @cached_property

@@ -53,7 +53,8 @@ def state_of(store: Store, key: str) -> tuple[str, str]:
     if store.is_done(key):
         return "done", ""
     if (owner := store.holder(key)) is not None:
-        return "running", f" on {owner.name} (process {owner.pid}), {store.saved_epochs(key)} epochs saved"
+        saved = f"{store.saved_epochs(key)} epochs saved"
+        return "running", f" on {owner.name} (process {owner.pid}), {saved}"
     failure = store.failure(key)
     if failure:
         return str(failure["status"]), f": {failure['reason']}"

@@ -173,7 +173,8 @@ def _status(held: _Held, cells: list[Cell], top1: dict[int, float]) -> str:
     reasons: list[str] = []
     for cell in cells:
         for key in cell.everything:
-            failure = held.store.failure(key) if key in held.begun else None
+            failed = key in held.begun and key not in held.results
+            failure = held.store.failure(key) if failed else None
             if failure:
                 reasons.append(f"s{cell.seed} {failure['status']}: {failure['reason']}")
                 break
