@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryFile
 
+from benchmarks import launcher
 from benchmarks.made_store import Made
 from smskd.errors import RunError
 
-KIB_PER_MIB = 1024.0
+LAST_CHARACTERS = 800
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,10 @@ def use_of(command: Sequence[str]) -> Use:
     Raises:
         RunError: it failed.
     """
-    with TemporaryFile() as said:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall_s = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)  # it is waited for already
-        if process.returncode != 0:
-            said.seek(0)
-            raise RunError("a measured command failed", said.read().decode(errors="replace")[-800:])
-    peak = usage.ru_maxrss / (KIB_PER_MIB if sys.platform != "darwin" else KIB_PER_MIB**2)
-    return Use(wall_s, usage.ru_utime + usage.ru_stime, peak)
+    done = subprocess.run(
+        [sys.executable, launcher.__file__, *command],
+        capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise RunError("a measured command failed", done.stderr[-LAST_CHARACTERS:].strip())
+    return Use(**json.loads(done.stdout))

@@ -35,7 +35,7 @@ class Simulation:
         costs: Seconds of every stage run, by how they were found.
         schedules: By the same names, one for each size.
         speeds: What was measured.
-        environment: Of the measurement.
+        record: The result file, with threads and environment of the measurement.
         device: torch device type of the measurement.
     """
 
@@ -44,7 +44,7 @@ class Simulation:
     costs: Mapping[str, Costs]
     schedules: Mapping[str, Sequence[Schedule]]
     speeds: Calibration
-    environment: Mapping[str, Any]
+    record: Mapping[str, Any]
     device: str
 
 
@@ -90,12 +90,13 @@ def _chain(found: Simulation, name: str) -> str:
 
 
 def _footer(found: Simulation) -> str:
-    env = found.environment
+    env, threads = found.record["environment"], found.record["threads"]
+    clock = "processor" if threads == 1 and found.device == "cpu" else "wall"
     machine, packages = env["machine"], env["packages"]
     return (
         f"Speeds of {len(found.speeds.measured)} kinds of work measured on {found.speeds.name} "
-        f"({machine['cores']} cores, {env['threads']} thread for each, load "
-        f"{env['load_average'][0]}), Python {machine['python']}, torch {packages['torch']}; "
+        f"({machine['cores']} cores; {threads} thread{'s' if threads > 1 else ''}, {clock} time; "
+        f"load {env['load_average'][0]}), Python {machine['python']}, torch {packages['torch']}; "
         f"{env['date']}; revision {(env['code']['revision'] or 'unknown')[:7]}."
     )
 

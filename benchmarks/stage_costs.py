@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
-from smskd_bench.calibration import Calibration, calibrate
+from smskd_bench.calibration import Calibration
 from smskd_bench.cost import stage_macs
 from smskd_bench.plan import Plan
-from smskd_bench.prediction import Predictor, Tables
-from smskd_bench.speed import Workload, as_measured
-from smskd_bench.store import Store
+from smskd_bench.prediction import Machine, Predictor, Tables
+from smskd_bench.speed import Workload, as_measured, measure
 from smskd_bench.tables import TablePlan, expected_views, num_views
 
 from benchmarks.simulated_cluster import Costs
 
 Say = Callable[[str], None]
 
-MOST_SESSIONS = 20
-"""Of calibration, each of a quarter of a minute."""
+EACH_S = 1.0
+"""Measuring time of one kind of work after its warm-up."""
 
 
-def measured_speeds(predictor: Predictor, tables: Tables, store: Store, say: Say) -> Calibration:
-    """Measure every kind of work of a plan, none estimated; what a store has is not repeated."""
-    device = predictor.machine.device
+def wanted(predictor: Predictor, tables: Tables) -> list[Workload]:
+    """Every kind of work of a plan, with tables and without."""
     bill = predictor.bill(predictor.plan.nodes)
     bill.add(predictor.bill(predictor.plan.nodes, tables))
-    work: list[Workload] = list(dict.fromkeys(as_measured(w, device) for w in bill.images))
-    for _ in range(MOST_SESSIONS):
-        speeds = calibrate(work, device, store)
-        if not speeds.estimated:
-            break
-        say(f"measured {len(work) - len(speeds.estimated)} of {len(work)} kinds of work")
+    return list(dict.fromkeys(as_measured(w, predictor.machine.device) for w in bill.images))
+
+
+def measured_speeds(work: list[Workload], machine: Machine, say: Say) -> dict[Workload, float]:
+    """Milliseconds an image of every kind of work.
+
+    One thread of a CPU is measured in processor time, which other programs hardly change.
+    """
+    alone = machine.device == "cpu" and machine.threads == 1
+    clock = time.process_time if alone else time.perf_counter
+    speeds: dict[Workload, float] = {}
+    for number, one in enumerate(work, start=1):
+        speeds[one] = measure(one, machine.device, EACH_S, clock)
+        say(f"{number} of {len(work)}: {one}: {speeds[one]:.3f} ms an image")
     return speeds
 
 
