@@ -23,6 +23,7 @@ from smskd.methods.base import Method, Modifier
 from smskd.models import model_entry
 from smskd.schedule import equal_budget, stage_epochs
 from smskd.settings import Reference, Training
+from smskd_bench.collector import collector_paused
 from smskd_bench.config import Document, LoadedMatrix
 from smskd_bench.matrix import (
     PAIR,
@@ -120,11 +121,12 @@ def make_plan(loaded: LoadedMatrix, only: str | None = None) -> Plan:
         ConfigError: no cell matches ``only``.
     """
     planner = _Planner(loaded)
-    cells = [
-        planner.cell(pair, index, seed)
-        for pair, index, seed in _places(loaded.matrix)
-        if only is None or _wanted(_cell_name(loaded.matrix, pair, index, seed), only)
-    ]
+    with collector_paused():
+        cells = [
+            planner.cell(pair, index, seed)
+            for pair, index, seed in _places(loaded.matrix)
+            if only is None or _wanted(_cell_name(loaded.matrix, pair, index, seed), only)
+        ]
     if not cells:
         raise _no_match(loaded.matrix, only or "")
     return Plan(loaded, _needed(planner.nodes, cells), cells, planner.weights)

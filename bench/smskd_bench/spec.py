@@ -122,12 +122,13 @@ class StageSpec:
         }
         other = replace(self, **new)
         parts = {name: _known_part(name, value) for name, value in new.items()}
-        vars(other)["key"] = _joined_key(self._parts | parts)
+        vars(other)["_stem"] = self._stem
+        vars(other)["key"] = _joined_key(self._stem | parts)
         return other
 
     @cached_property
-    def _parts(self) -> dict[str, str]:
-        """The canonical JSON by entry, in its order."""
+    def _stem(self) -> dict[str, str]:
+        """The canonical JSON by entry, in its order; only what siblings share counts."""
         return {name: _part(name, value) for name, value in sorted(self.document().items())}
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from smskd.cost import ModelCost
+from smskd_bench.collector import collector_paused
 from smskd_bench.cost import network_cost
 from smskd_bench.matrix import RowSection
 from smskd_bench.naming import row_name
@@ -112,11 +113,12 @@ def _held(plan: Plan, store: Store) -> _Held:
     begun = store.folders()
     found = ((key, store.result(key)) for key in plan.nodes if key in begun)
     # Histories are most of a result, and many of them need more memory than there is.
-    results = {
-        key: {entry: record[entry] for entry in READ if entry in record}
-        for key, record in found
-        if record is not None
-    }
+    with collector_paused():
+        results = {
+            key: {entry: record[entry] for entry in READ if entry in record}
+            for key, record in found
+            if record is not None
+        }
     return _Held(store, results, begun, exported_keys(store.root))
 
 
