@@ -49,11 +49,16 @@ def _row(one: Measured) -> list[str]:
 
 
 def verdict(one: Measured) -> str:
-    """Whether every run met both goals."""
+    """Whether every run met both goals.
+
+    A command has one thread, so that alone on a machine it takes about its processor time; on one
+    that is shared it may keep to the goal in that alone.
+    """
     if one.goal_s is None:
         return ""
-    met = all(use.wall_s < one.goal_s and use.peak_mib < GOAL_MIB for use in one.uses)
-    return "met" if met else "not met"
+    if any(use.cpu_s >= one.goal_s or use.peak_mib >= GOAL_MIB for use in one.uses):
+        return "not met"
+    return "met" if all(use.wall_s < one.goal_s for use in one.uses) else "met in CPU s only"
 
 
 def _spread(uses: Sequence[Use], of: Callable[[Use], float], digits: int) -> str:

@@ -184,12 +184,17 @@ def test_what_a_process_takes_is_its_own():
 
 
 @pytest.mark.parametrize(
-    ("wall", "peak", "goal", "said"),
-    [(9.0, 500.0, 10.0, "met"), (11.0, 500.0, 10.0, "not met"), (9.0, 960.0, 10.0, "not met"),
-     (99.0, 9999.0, None, "")],
-)  # fmt: skip
-def test_a_goal_is_met_by_every_run(wall, peak, goal, said):
-    uses = [Use(1.0, 1.0, 1.0), Use(wall, 1.0, peak)]
+    ("wall", "cpu", "peak", "goal", "said"),
+    [
+        (9.0, 8.0, 500.0, 10.0, "met"),
+        (11.0, 8.0, 500.0, 10.0, "met in CPU s only"),
+        (11.0, 10.5, 500.0, 10.0, "not met"),
+        (9.0, 8.0, 960.0, 10.0, "not met"),
+        (99.0, 99.0, 9999.0, None, ""),
+    ],
+)
+def test_a_goal_is_met_by_every_run(wall, cpu, peak, goal, said):
+    uses = [Use(1.0, 1.0, 1.0), Use(wall, cpu, peak)]
     assert verdict(Measured("what", "command", goal, uses)) == said
 
 
