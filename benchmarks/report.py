@@ -24,7 +24,7 @@ from smskd.errors import DataError
 PAGE = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- speed tables: begin -->", "<!-- speed tables: end -->"
 
-ELSEWHERE = frozenset({GRID, "edge"})
+ELSEWHERE = frozenset({GRID, "edge", "simulate"})
 """Results that have a page of their own."""
 
 Results = Mapping[tuple[str, str], Document]

@@ -21,7 +21,7 @@ from smskd.stages import Stage, stage_needs
 from smskd.taps import Shapes, probe
 from smskd_bench.cost import num_train
 from smskd_bench.plan import Plan
-from smskd_bench.spec import StageSpec
+from smskd_bench.spec import MethodSpec, StageSpec
 from smskd_bench.worker import stage_of
 
 
@@ -49,13 +49,21 @@ def check_plan(plan: Plan, keys: Iterable[str]) -> None:
 def _different(plan: Plan, keys: Iterable[str]) -> list[StageSpec]:
     """One of all stage runs that cannot differ in the answer."""
     seen: dict[object, StageSpec] = {}
+    texts: dict[int, str] = {}
+
+    def text(methods: tuple[MethodSpec, ...]) -> str:
+        # The planner gives all students of a stage the very same methods.
+        if id(methods) not in texts:
+            texts[id(methods)] = repr(methods)
+        return texts[id(methods)]
+
     for key in keys:
         spec = plan.nodes[key]
         if not spec.imported:
             taught = [plan.nodes[key] for key in spec.teachers]
-            teachers = tuple((node.model, repr(node.methods)) for node in taught)
-            methods = tuple(repr(method) for method in spec.methods)
-            before = repr(plan.nodes[spec.parent].methods) if spec.parent else ""
+            teachers = tuple((node.model, text(node.methods)) for node in taught)
+            methods = text(spec.methods)
+            before = text(plan.nodes[spec.parent].methods) if spec.parent else ""
             size = spec.training.batch_size
             what = (spec.model, teachers, methods, repr(spec.reference), before, size)
             seen.setdefault(what, spec)

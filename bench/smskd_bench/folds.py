@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -22,7 +22,7 @@ from smskd.taps import Network
 from smskd_bench.calibration import Progress, calibrate
 from smskd_bench.parallel import Parallelism, width
 from smskd_bench.plan import Plan
-from smskd_bench.spec import StageSpec, key_of
+from smskd_bench.spec import StageSpec
 from smskd_bench.speed import Workload, as_measured
 from smskd_bench.store import Store
 from smskd_bench.threads import step_threads
@@ -134,10 +134,9 @@ def _can_fold(model: str, dataset: str) -> bool:
 def _signature(spec: StageSpec, plan: Plan, memo: dict[str, str]) -> str:
     """A hash of the specification without seeds, its own and those of what it depends on."""
     if spec.key not in memo:
-        document: dict[str, Any] = replace(spec, seed=0).document()
-        document["parent"] = spec.parent and _signature(plan.nodes[spec.parent], plan, memo)
-        document["teachers"] = [_signature(plan.nodes[key], plan, memo) for key in spec.teachers]
-        memo[spec.key] = key_of(document)
+        parent = _signature(plan.nodes[spec.parent], plan, memo) if spec.parent else None
+        teachers = tuple(_signature(plan.nodes[key], plan, memo) for key in spec.teachers)
+        memo[spec.key] = spec.sibling(spec.model, spec.model_version, 0, parent, teachers).key
     return memo[spec.key]
 
 

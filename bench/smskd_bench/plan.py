@@ -23,6 +23,7 @@ from smskd.methods.base import Method, Modifier
 from smskd.models import model_entry
 from smskd.schedule import equal_budget, stage_epochs
 from smskd.settings import Reference, Training
+from smskd_bench.collector import collector_paused
 from smskd_bench.config import Document, LoadedMatrix
 from smskd_bench.matrix import (
     PAIR,
@@ -120,11 +121,12 @@ def make_plan(loaded: LoadedMatrix, only: str | None = None) -> Plan:
         ConfigError: no cell matches ``only``.
     """
     planner = _Planner(loaded)
-    cells = [
-        planner.cell(pair, index, seed)
-        for pair, index, seed in _places(loaded.matrix)
-        if _wanted(_cell_name(loaded.matrix, pair, index, seed), only)
-    ]
+    with collector_paused():
+        cells = [
+            planner.cell(pair, index, seed)
+            for pair, index, seed in _places(loaded.matrix)
+            if only is None or _wanted(_cell_name(loaded.matrix, pair, index, seed), only)
+        ]
     if not cells:
         raise _no_match(loaded.matrix, only or "")
     return Plan(loaded, _needed(planner.nodes, cells), cells, planner.weights)
@@ -154,9 +156,9 @@ def _cell_name(matrix: Matrix, pair: PairSection, index: int, seed: int) -> str:
     return cell_name(pair.name, row_name(matrix.rows[index]), seed)
 
 
-def _wanted(name: str, only: str | None) -> bool:
+def _wanted(name: str, only: str) -> bool:
     # fnmatch reads brackets as sets of characters; here they are themselves.
-    return only is None or fnmatch.fnmatchcase(name, f"*{only.replace('[', '[[]')}*")
+    return fnmatch.fnmatchcase(name, f"*{only.replace('[', '[[]')}*")
 
 
 def _no_match(matrix: Matrix, only: str) -> ConfigError:
@@ -179,8 +181,11 @@ class _Planner:
             name: _method_spec(method, loaded.modifiers.get(name, ()))
             for name, method in loaded.methods.items()
         }
+        self._stages: dict[tuple[object, ...], _Stage] = {}
+        self._templates: dict[tuple[int, float | None], StageSpec] = {}
         raw = loaded.raw
         self.rows = [self._resolve(row, raw["rows"][i]) for i, row in enumerate(self.matrix.rows)]
+        self._names = [row_name(row) for row in self.matrix.rows]
         self.assistants = {
             name: self._resolve(section, raw["assistants"][name])
             for name, section in self.matrix.assistants.items()
@@ -193,8 +198,7 @@ class _Planner:
         teachers = tuple(self._teacher(model, seed) for model in pair.teacher)
         lesson = _Lesson(pair.student, pair.lr, seed, teachers)
         assistants, keys = self._sequence(self.rows[row], lesson, lesson)
-        name = row_name(self.matrix.rows[row])
-        return Cell(pair.name, name, seed, teachers, keys, assistants)
+        return Cell(pair.name, self._names[row], seed, teachers, keys, assistants)
 
     def _sequence(
         self, stages: list[_Stage], lesson: _Lesson, pair: _Lesson
@@ -261,21 +265,39 @@ class _Planner:
     ) -> str:
         # Same parent, same stage, same student: the same run, without hashing it again.
         memo = (lesson, stage.identity, teachers, parent)
-        if memo not in self._built:
-            self._built[memo] = self._add(self._stage_spec(lesson, stage, teachers, parent))
-        return self._built[memo]
+        key = self._built.get(memo)
+        if key is None:
+            key = self._add(self._stage_spec(lesson, stage, teachers, parent))
+            self._built[memo] = key
+        return key
 
     def _stage_spec(
         self, lesson: _Lesson, stage: _Stage, teachers: tuple[str, ...], parent: str | None
     ) -> StageSpec:
+        return self._template(stage, lesson.lr).sibling(
+            lesson.model,
+            model_entry(lesson.model).version,
+            lesson.seed,
+            parent,
+            teachers if stage.needs_teacher else (),
+        )
+
+    def _template(self, stage: _Stage, lr: float | None) -> StageSpec:
+        memo = (stage.identity, lr)
+        if memo not in self._templates:
+            self._templates[memo] = self._of_nobody(stage, lr)
+        return self._templates[memo]
+
+    def _of_nobody(self, stage: _Stage, lr: float | None) -> StageSpec:
+        """A stage of no student in particular, under a rate if one is given."""
         training = stage.training
-        if lesson.lr is not None:
-            training = replace(training, optimizer=replace(training.optimizer, lr=lesson.lr))
+        if lr is not None:
+            training = replace(training, optimizer=replace(training.optimizer, lr=lr))
         return StageSpec(
             dataset=self.dataset,
-            model=lesson.model,
-            model_version=model_entry(lesson.model).version,
-            seed=lesson.seed,
+            model="",
+            model_version=0,
+            seed=0,
             methods=stage.methods,
             training=training,
             number=stage.number,
@@ -283,8 +305,6 @@ class _Planner:
             method_weight=stage.section.method_weight,
             ce_weight=stage.section.ce_weight,
             reference=stage.reference,
-            parent=parent,
-            teachers=teachers if stage.needs_teacher else (),
         )
 
     def _add(self, spec: StageSpec) -> str:
@@ -310,12 +330,13 @@ class _Planner:
             )
             methods = tuple(self.methods[name] for name in section.method)
             needs = any(self.loaded.methods[name].needs.teacher for name in section.method)
-            resolved.append(
-                _Stage(
-                    section, i + 1, sum(epochs[:i]), training, methods,
-                    canonical_reference(reference, i + 1), needs,
-                )
+            stage = _Stage(
+                section, i + 1, sum(epochs[:i]), training, methods,
+                canonical_reference(reference, i + 1), needs,
             )  # fmt: skip
+            # Rows that begin alike get the very same stages, so that these are built once.
+            alike = (self._of_nobody(stage, None).key, section.teacher, needs)
+            resolved.append(self._stages.setdefault(alike, stage))
         return resolved
 
     def _reference(self, row: Document, stage: Document) -> Reference:
@@ -346,7 +367,7 @@ class _Stage:
 
     @property
     def identity(self) -> int:
-        # Resolved once a row and kept by the planner, so identity is enough within one plan.
+        # Kept by the planner, and the same for all rows, so identity is enough within one plan.
         return id(self)
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
@@ -105,6 +105,32 @@ class StageSpec:
         """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
         return key_of(self.document())
 
+    def sibling(
+        self, model: str, version: int, seed: int, parent: str | None, teachers: tuple[str, ...]
+    ) -> StageSpec:
+        """The same stage of another student; its key is made from what is new in it.
+
+        A large matrix has a few different stages and many students, so that writing the stage out
+        again for each of them would be most of the work of planning.
+        """
+        new: dict[str, Any] = {
+            "model": model,
+            "model_version": version,
+            "seed": seed,
+            "parent": parent,
+            "teachers": teachers,
+        }
+        other = replace(self, **new)
+        parts = {name: _known_part(name, value) for name, value in new.items()}
+        vars(other)["_stem"] = self._stem
+        vars(other)["key"] = _joined_key(self._stem | parts)
+        return other
+
+    @cached_property
+    def _stem(self) -> dict[str, str]:
+        """The canonical JSON by entry, in its order; only what siblings share counts."""
+        return {name: _part(name, value) for name, value in sorted(self.document().items())}
+
     @property
     def depends_on(self) -> tuple[str, ...]:
         """Keys that must be done before."""
@@ -119,8 +145,25 @@ class StageSpec:
 
 def key_of(document: dict[str, Any]) -> str:
     """SHA-256 over sorted, compact JSON."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(document).encode()).hexdigest()
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _part(name: str, value: object) -> str:
+    """One entry of a specification in its canonical JSON."""
+    return f'"{name}":{_canonical(value)}'
+
+
+# Typed, as 1 and 1.0 are equal and are written differently.
+_known_part = lru_cache(maxsize=4096, typed=True)(_part)
+
+
+def _joined_key(parts: dict[str, str]) -> str:
+    """What :func:`key_of` gives for the document whose entries these are."""
+    return hashlib.sha256(f"{{{','.join(parts.values())}}}".encode()).hexdigest()
 
 
 def canonical_reference(reference: Reference | None, number: int) -> Reference | None:

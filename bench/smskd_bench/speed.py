@@ -37,6 +37,8 @@ Role = Literal["train", "forward"]
 Step = Callable[[], int]
 """Works through one batch and returns how many images it had."""
 
+Clock = Callable[[], float]
+
 LEAST_STEPS, MOST_STEPS = 3, 50
 
 CPU_STEP_MACS = 4e9
@@ -87,8 +89,16 @@ class Workload:
         return f"{self.model} {self.role} {self.batch_size}{many}"
 
 
-def measure(work: Workload, device: str, limit_s: float = 0.6) -> float:
+def measure(
+    work: Workload, device: str, limit_s: float = 0.6, clock: Clock = time.perf_counter
+) -> float:
     """Milliseconds an image: one warm-up, then the median of steps for about ``limit_s`` seconds.
+
+    Args:
+        work: What is measured.
+        device: torch device string.
+        limit_s: Measuring time after the warm-up.
+        clock: Gives seconds.
 
     Raises:
         RuntimeError: torch cannot do it, for instance for want of memory.
@@ -98,7 +108,7 @@ def measure(work: Workload, device: str, limit_s: float = 0.6) -> float:
     with cpu_threads(work.threads), seeded(0):
         make = forward_step if work.role == "forward" else training_step
         step = folded_step if work.folded > 1 else make
-        seconds = _median_step_s(step(work, images, device), device, limit_s)
+        seconds = _median_step_s(step(work, images, device), device, limit_s, clock)
         return 1000.0 * seconds / (images * work.folded)
 
 
@@ -180,21 +190,21 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _median_step_s(step: Step, device: str, limit_s: float) -> float:
+def _median_step_s(step: Step, device: str, limit_s: float, clock: Clock) -> float:
     block = STEPS_A_BLOCK[torch.device(device).type]
-    _block_s(step, block, device)
+    _block_s(step, block, device, clock)
     times: list[float] = []
     while len(times) < LEAST_STEPS or (sum(times) < limit_s and len(times) < MOST_STEPS):
-        times.append(_block_s(step, block, device))
+        times.append(_block_s(step, block, device, clock))
     return median(times) / block
 
 
-def _block_s(step: Step, count: int, device: str) -> float:
-    started = time.perf_counter()
+def _block_s(step: Step, count: int, device: str, clock: Clock) -> float:
+    started = clock()
     for _ in range(count):
         step()
     wait_for(device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _network(model: str, dataset: str, device: str) -> Network:

@@ -14,6 +14,8 @@ from smskd_bench.plan import make_plan
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import Store
 
+MISSING = ("missing", "")
+
 
 def report(root: Path, matrix: Path | None, only: str | None, console: Console) -> None:
     """Print counts, then one line for every stage run that is neither done nor untouched."""
@@ -23,13 +25,13 @@ def report(root: Path, matrix: Path | None, only: str | None, console: Console) 
 
 
 def _lines(store: Store, matrix: Path | None, only: str | None) -> Iterator[str]:
-    keys = list(store.stage_keys())
     if matrix:
-        plan = make_plan(load_matrix(matrix), only)
-        keys = list(plan.nodes)
-        done = sum(store.is_done(cell.stages[-1]) for cell in plan.cells)
+        plan, begun = make_plan(load_matrix(matrix), only), store.folders()
+        states = {k: state_of(store, k) if k in begun else MISSING for k in plan.nodes}
+        done = sum(states[cell.stages[-1]][0] == "done" for cell in plan.cells)
         yield f"{plan.matrix.name}: {done} of {len(plan.cells)} cells done"
-    states = {key: state_of(store, key) for key in keys}
+    else:
+        states = {key: state_of(store, key) for key in store.stage_keys()}
     counts = Counter(state for state, _ in states.values())
     shown = ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "nothing yet"
     yield f"{store.root}: {shown} ({len(states)} stage runs)"
@@ -50,15 +52,11 @@ def state_of(store: Store, key: str) -> tuple[str, str]:
     """State of a stage run and what to add in words: done, running, stopped, failed, missing."""
     if store.is_done(key):
         return "done", ""
-    epoch = _epoch(store, key)
     if (owner := store.holder(key)) is not None:
-        return "running", f" on {owner.name} (process {owner.pid}), {epoch} epochs saved"
+        saved = f"{store.saved_epochs(key)} epochs saved"
+        return "running", f" on {owner.name} (process {owner.pid}), {saved}"
     failure = store.failure(key)
     if failure:
         return str(failure["status"]), f": {failure['reason']}"
-    return ("stopped", f" after {epoch} epochs; run again to go on") if epoch else ("missing", "")
-
-
-def _epoch(store: Store, key: str) -> int:
-    state = store.checkpoint(key)
-    return int(state["epoch"]) if state else 0
+    epochs = store.saved_epochs(key)
+    return ("stopped", f" after {epochs} epochs; run again to go on") if epochs else MISSING

@@ -23,17 +23,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
@@ -106,7 +107,7 @@ class Store:
 
     def folder(self, key: str) -> Path:
         """The folder of one stage run."""
-        return self.root / "stages" / key[:2] / key
+        return Path(f"{self._stages}{key[:2]}/{key}")
 
     def export_folder(self, key: str, target: str) -> Path:
         """The folder of one exported student."""
@@ -134,7 +135,7 @@ class Store:
 
     def is_done(self, key: str) -> bool:
         """Whether a stage run has its result; reads no file."""
-        return (self.folder(key) / RESULT).exists()
+        return self._has(key, RESULT)
 
     def begin(self, spec: StageSpec) -> Path:
         """Make the folder of a stage run and write its specification.
@@ -264,11 +265,32 @@ class Store:
             with _writing(self.root):
                 _link(path.with_name(PREVIOUS), path)
 
+    def saved_epochs(self, key: str) -> int:
+        """Epochs of the newest resume state that can be read, whose tensors are left on disk."""
+        for name in (CHECKPOINT, PREVIOUS):
+            state = _read_checkpoint(self.folder(key) / name, mmap=True)
+            if state is not None:
+                return int(state["epoch"])
+        return 0
+
     def stage_keys(self) -> Iterator[str]:
-        """Keys of all stage runs that were ever begun."""
+        """Keys of all stage runs that were ever begun, sorted."""
         # A folder that was only locked so far has no specification.
-        for path in sorted((self.root / "stages").glob(f"??/*/{SPEC}")):
-            yield path.parent.name
+        return (key for key in sorted(self.folders()) if self._has(key, SPEC))
+
+    def folders(self) -> set[str]:
+        """Keys of all stage runs that have a folder: what is not among them needs no look."""
+        stages = self.root / "stages"
+        heads = (head for head in _names(stages) if len(head) == 2)
+        return {key for head in heads for key in _names(stages / head) if key[:2] == head}
+
+    def _has(self, key: str, name: str) -> bool:
+        # Asked of every stage run of a store; building a Path takes longer than asking.
+        return os.path.exists(f"{self._stages}{key[:2]}/{key}/{name}")  # noqa: PTH110
+
+    @cached_property
+    def _stages(self) -> str:
+        return f"{self.root}/stages/"
 
     @contextmanager
     def try_lock(self, key: str) -> Iterator[bool]:
@@ -342,11 +364,20 @@ def _link(path: Path, other: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_checkpoint(path: Path) -> Record | None:
+def _names(folder: Path) -> list[str]:
+    """What is in a folder; nothing if there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _read_checkpoint(path: Path, mmap: bool = False) -> Record | None:
     if not path.exists():
         return None
     try:
-        state: Record = torch.load(path, weights_only=True, map_location="cpu")
+        state: Record = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
     except Exception:  # torch raises many kinds for a damaged file; all mean it cannot be used
         return None
     return state
@@ -354,7 +385,7 @@ def _read_checkpoint(path: Path) -> Record | None:
 
 def _read_json(path: Path, mend: str = RETRAIN) -> Record | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = from_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -70,6 +70,12 @@ class ExportedNumbers:
         return f"{self.precision} b{self.batch}" + (" graph" if self.cuda_graph else "")
 
 
+def exported_keys(root: Path) -> set[str]:
+    """Keys of the stage runs of which something was exported."""
+    folder = root / "exports"
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
 def exported_numbers(root: Path, keys: Iterable[str]) -> list[ExportedNumbers]:
     """Everything exported from the stage runs ``keys``: what was measured, else what was made."""
     return [numbers for key in keys for numbers in _of_one(root, key)]

@@ -8,14 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from smskd.cost import ModelCost
+from smskd_bench.collector import collector_paused
 from smskd_bench.cost import network_cost
 from smskd_bench.matrix import RowSection
 from smskd_bench.naming import row_name
 from smskd_bench.plan import Cell, Plan
-from smskd_bench.report.exported import ExportedNumbers, exported_numbers
+from smskd_bench.report.exported import ExportedNumbers, exported_keys, exported_numbers
 from smskd_bench.store import Record, Store
 
 Kind = Literal["student", "single", "joint", "staged", "smskd"]
+
+READ = ("test", "kept", "deployed")
+"""Entries of a result that rows are made of."""
 
 
 @dataclass(frozen=True)
@@ -71,25 +75,56 @@ class LeaderboardRow:
 
 def leaderboard_rows(plan: Plan, store: Store) -> list[LeaderboardRow]:
     """All rows, the pairs in the matrix's order, within a pair the best mean first."""
-    results = {key: store.result(key) for key in plan.nodes}
+    held = _held(plan, store)
+    cells: dict[tuple[str, str], list[Cell]] = {}
+    for cell in plan.cells:
+        cells.setdefault((cell.pair, cell.row), []).append(cell)
+    sections = {row_name(section): section for section in plan.matrix.rows}
     rows: list[LeaderboardRow] = []
     for pair in plan.matrix.pairs:
         found = [
-            _row(plan, store, results, pair.name, section)
-            for section in plan.matrix.rows
-            if any(c.pair == pair.name and c.row == row_name(section) for c in plan.cells)
+            _row(plan, held, cells[pair.name, name], section)
+            for name, section in sections.items()
+            if (pair.name, name) in cells
         ]
-        sections = {row_name(section): section for section in plan.matrix.rows}
         found = [_with_control(row, sections[row.row], found) for row in found]
         rows += sorted(found, key=lambda row: -1.0 if row.mean is None else row.mean, reverse=True)
     return rows
 
 
-def _row(
-    plan: Plan, store: Store, results: dict[str, Record | None], pair: str, section: RowSection
-) -> LeaderboardRow:
-    cells = [c for c in plan.cells if c.pair == pair and c.row == row_name(section)]
-    done = {c.seed: r for c in cells if (r := results[c.stages[-1]]) is not None}
+@dataclass(frozen=True)
+class _Held:
+    """What a store holds of a plan.
+
+    Attributes:
+        store: It.
+        results: Of the stage runs that are done, without their histories.
+        begun: Keys that have a folder.
+        exported: Keys of which something was exported.
+    """
+
+    store: Store
+    results: dict[str, Record]
+    begun: set[str]
+    exported: set[str]
+
+
+def _held(plan: Plan, store: Store) -> _Held:
+    begun = store.folders()
+    found = ((key, store.result(key)) for key in plan.nodes if key in begun)
+    # Histories are most of a result, and many of them need more memory than there is.
+    with collector_paused():
+        results = {
+            key: {entry: record[entry] for entry in READ if entry in record}
+            for key, record in found
+            if record is not None
+        }
+    return _Held(store, results, begun, exported_keys(store.root))
+
+
+def _row(plan: Plan, held: _Held, cells: list[Cell], section: RowSection) -> LeaderboardRow:
+    results = held.results
+    done = {c.seed: r for c in cells if (r := results.get(c.stages[-1])) is not None}
     top1 = {seed: float(record["test"]["top1"]) for seed, record in done.items()}
     taught = [key for cell in cells for key in cell.teachers]
     teachers = [r["test"]["top1"] for key in taught if (r := results.get(key)) is not None]
@@ -97,8 +132,8 @@ def _row(
     cost = _deployed_cost(done.values()) or network_cost(last.model, last.dataset.name)
     kept = [record["kept"]["kept"] for record in done.values() if record["kept"]]
     return LeaderboardRow(
-        pair=pair,
-        row=row_name(section),
+        pair=cells[0].pair,
+        row=cells[0].row,
         kind=_kind(plan, cells[0]),
         seeds=len(cells),
         top1=top1,
@@ -109,8 +144,10 @@ def _row(
         macs=cost.macs,
         teacher_top1=statistics.fmean(teachers) if teachers else None,
         kept=statistics.fmean(kept) if kept else None,
-        status=_status(store, cells, top1),
-        exported=exported_numbers(store.root, [cell.stages[-1] for cell in cells]),
+        status=_status(held, cells, top1),
+        exported=exported_numbers(
+            held.store.root, [c.stages[-1] for c in cells if c.stages[-1] in held.exported]
+        ),
         note=section.note,
     )
 
@@ -132,13 +169,14 @@ def _kind(plan: Plan, cell: Cell) -> Kind:
     return "student" if specs[0].methods[0].name == "scratch" else "single"
 
 
-def _status(store: Store, cells: list[Cell], top1: dict[int, float]) -> str:
+def _status(held: _Held, cells: list[Cell], top1: dict[int, float]) -> str:
     if len(top1) == len(cells):
         return "done"
     reasons: list[str] = []
     for cell in cells:
         for key in cell.everything:
-            failure = store.failure(key)
+            failed = key in held.begun and key not in held.results
+            failure = held.store.failure(key) if failed else None
             if failure:
                 reasons.append(f"s{cell.seed} {failure['status']}: {failure['reason']}")
                 break
