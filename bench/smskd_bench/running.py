@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -60,6 +62,9 @@ class RunRequest:
     download: bool = False
     threads: int | None = None
     paths: FastPaths = field(default_factory=FastPaths)
+    executor: Literal["local", "slurm"] = "local"
+    slurm_jobs: int = 4
+    slurm_option: tuple[str, ...] = ()
 
 
 def request(
@@ -89,7 +94,8 @@ def run(request: RunRequest, console: Console) -> int:
     left = missing(plan, store)
     summary = Summary(cached=list(plan.nodes))
     if left:
-        summary = _train(request, plan, store, left, console)
+        train = _train_on_slurm if request.executor == "slurm" else _train
+        summary = train(request, plan, store, left, console)
     print_table(leaderboard_rows(plan, store), console)
     for line in _closing(plan, store, summary, request):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -113,17 +119,49 @@ def _train(
         data = next(iter(plan.nodes.values())).dataset
         (worker or Worker(store, replace(options, device="cpu"))).data(data)
     folds = _folds(request, plan, store, left, device, spread, console)
+    with _observed(request, plan, store, left, console, stop) as observer:
+        if worker:
+            worker.shelf.note, worker.shelf.filling = observer.note, observer.filling
+            return local.execute(plan, store, worker, observer, request.retry_failed, folds)
+        setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
+        workers, retry = spread.workers, request.retry_failed
+        return pool.execute(plan, setup, workers, observer, retry, folds)
+
+
+def _train_on_slurm(
+    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console
+) -> Summary:
+    """Nothing is measured or trained here: the machine that sends jobs is not one that runs them.
+
+    Raises:
+        SmskdError: it could not be started, or the store or data gave out.
+    """
+    from smskd_bench.executors import slurm, slurm_queue  # its worker needs this module
+
+    if request.paths.workers not in ("auto", 1):
+        raise ConfigError("--workers is for this machine", "use --slurm-jobs N on a cluster")
+    options = slurm_queue.parse_options(request.slurm_option)
+    slurm_queue.check_installed()
+    check_imports(plan, left)
+    check_plan(plan, left)
+    folds = choose_folds("on", plan, "cpu", store) if request.paths.fold_seeds == "on" else []
+    worker = run_options(request, plan, request.device)
+    setup = WorkerSetup(store, worker, plan.matrix.plugins, request.threads)
+    with _observed(request, plan, store, left, console, StopRequest()) as observer:
+        jobs, retry = request.slurm_jobs, request.retry_failed
+        return slurm.execute(plan, setup, jobs, options, observer, retry, folds)
+
+
+@contextmanager
+def _observed(
+    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console,
+    stop: StopRequest,
+) -> Iterator[Observers]:  # fmt: skip
+    """Show and mirror what happens in this block, and hear when it is to stop."""
     tracker = make_tracker(request.tracking)
     try:
         with stop.on(), ProgressDisplay(console, plan, left) as display:
-            mirror = MirrorObserver(tracker, plan, store, request.project)
-            observer = Observers([display, mirror])
-            if worker:
-                worker.shelf.note, worker.shelf.filling = observer.note, observer.filling
-                return local.execute(plan, store, worker, observer, request.retry_failed, folds)
-            setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
-            workers, retry = spread.workers, request.retry_failed
-            return pool.execute(plan, setup, workers, observer, retry, folds)
+            yield Observers([display, MirrorObserver(tracker, plan, store, request.project)])
     finally:
         messages = (
             tracker.leave(PATIENCE_WHEN_STOPPED_S)
