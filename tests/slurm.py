@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -167,20 +167,18 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def slurm(tmp_path_factory):
-    """A cluster for all tests of a session."""
+@contextmanager
+def cluster():
+    """A SLURM for the tests of this block; skips them with the reason where there can be none."""
     if reason := missing():
         pytest.skip(reason)
-    # The socket's path must be short, and each pytest worker needs its own.
-    folder = Path(f"/tmp/slurm-{os.getpid()}")
+    folder = Path(f"/tmp/slurm-{os.getpid()}")  # short: a socket's path has no room for more
     folder.mkdir(mode=0o755)
-    cluster = None
+    started = None
     try:
-        cluster = Slurm(folder)
-        yield cluster
+        started = Slurm(folder)
+        yield started
     finally:
-        if cluster:
-            cluster.close()
-        with suppress(OSError):
-            shutil.rmtree(folder)
+        if started:
+            started.close()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -82,8 +82,22 @@ def request(
     return RunRequest(**options, paths=paths)
 
 
-def run(request: RunRequest, console: Console) -> int:
+MakeWorker = Callable[[Store, RunOptions, StopRequest], Worker]
+
+
+def run(
+    request: RunRequest,
+    console: Console,
+    make_worker: MakeWorker = Worker,
+    stop: StopRequest | None = None,
+) -> int:
     """Run a matrix and print its table; returns the exit code.
+
+    Args:
+        request: What is asked for.
+        console: Where it is shown.
+        make_worker: Builds this process's own worker.
+        stop: Hears when the run is to stop; default: a new one.
 
     Raises:
         SmskdError: it could not be started, or the store or data gave out.
@@ -94,8 +108,8 @@ def run(request: RunRequest, console: Console) -> int:
     left = missing(plan, store)
     summary = Summary(cached=list(plan.nodes))
     if left:
-        train = _train_on_slurm if request.executor == "slurm" else _train
-        summary = train(request, plan, store, left, console)
+        train = _train_on_slurm if request.executor == "slurm" else partial(_train, make_worker)
+        summary = train(request, plan, store, left, console, stop or StopRequest())
     print_table(leaderboard_rows(plan, store), console)
     for line in _closing(plan, store, summary, request):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -103,8 +117,9 @@ def run(request: RunRequest, console: Console) -> int:
 
 
 def _train(
-    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console
-) -> Summary:
+    make_worker: MakeWorker, request: RunRequest, plan: Plan, store: Store, left: list[str],
+    console: Console, stop: StopRequest,
+) -> Summary:  # fmt: skip
     device = choose_device(request.device)
     for precision in {plan.nodes[key].training.precision for key in left}:
         check_precision(precision, torch.device(device))
@@ -113,8 +128,7 @@ def _train(
     measured = partial(_measured_workers, plan, left, device)
     spread = choose_workers(request.paths.workers, plan, left, device, request.threads, measured)
     options = run_options(request, plan, device)
-    stop = StopRequest()
-    worker = _worker_here(store, options, spread, stop)
+    worker = _worker_here(store, options, spread, stop, make_worker)
     if any(not plan.nodes[key].imported for key in left):  # missing data is said before anything
         data = next(iter(plan.nodes.values())).dataset
         (worker or Worker(store, replace(options, device="cpu"))).data(data)
@@ -129,8 +143,9 @@ def _train(
 
 
 def _train_on_slurm(
-    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console
-) -> Summary:
+    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console,
+    stop: StopRequest,
+) -> Summary:  # fmt: skip
     """Nothing is measured or trained here: the machine that sends jobs is not one that runs them.
 
     Raises:
@@ -147,7 +162,7 @@ def _train_on_slurm(
     folds = choose_folds("on", plan, "cpu", store) if request.paths.fold_seeds == "on" else []
     worker = run_options(request, plan, request.device)
     setup = WorkerSetup(store, worker, plan.matrix.plugins, request.threads)
-    with _observed(request, plan, store, left, console, StopRequest()) as observer:
+    with _observed(request, plan, store, left, console, stop) as observer:
         jobs, retry = request.slurm_jobs, request.retry_failed
         return slurm.execute(plan, setup, jobs, options, observer, retry, folds)
 
@@ -199,14 +214,18 @@ def _measured_workers(plan: Plan, left: list[str], device: str) -> int:
 
 
 def _worker_here(
-    store: Store, options: RunOptions, spread: Parallelism, stop: StopRequest
+    store: Store,
+    options: RunOptions,
+    spread: Parallelism,
+    stop: StopRequest,
+    make_worker: MakeWorker,
 ) -> Worker | None:
     """This process's own worker; none where worker processes do the work."""
     if spread.workers > 1:
         return None
     if spread.threads:
         torch.set_num_threads(spread.threads)
-    return Worker(store, options, stop)
+    return make_worker(store, options, stop)
 
 
 def _not_exact(plan: Plan, store: Store) -> list[str]:

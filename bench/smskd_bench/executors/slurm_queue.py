@@ -157,5 +157,7 @@ def _call(command: Sequence[str]) -> str | None:
 
 
 def _last_line(text: str) -> str:
+    """What SLURM adds of its own counts only where there is nothing else."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    own = [line for line in lines if not line.startswith(("srun:", "slurmstepd:"))]
+    return next(reversed(own or lines), "")
