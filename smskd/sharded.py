@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from smskd.data import Batch
@@ -97,6 +97,14 @@ def why_not_sharded(run: StageRun) -> str | None:
     """Why a stage run cannot be divided, or None."""
     if (reason := run.objective.why_not_shared()) is not None:
         return reason
-    if any(isinstance(m, _DropoutNd) and m.p > 0.0 for m in run.student.model.modules()):
-        return "dropout draws random numbers, which would fall on other samples"
+    if has_dropout(run.student.model):
+        return DROPOUT
     return None
+
+
+DROPOUT = "its student's dropout draws random numbers, which would fall on other samples"
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a network drops anything in training."""
+    return any(isinstance(m, _DropoutNd) and m.p > 0.0 for m in model.modules())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from smskd.datasets import dataset_info
 from smskd.errors import RefusedError, SmskdError
 from smskd.methods import METHODS
 from smskd.methods.objective import why_not_shared
+from smskd.models import build_model
 from smskd.ranks import Ranks
-from smskd.sharded import Sharded
+from smskd.seeding import seeded
+from smskd.sharded import DROPOUT, Sharded, has_dropout
 from smskd.train import Group, Pause, StageRun
 from smskd_bench import cli, running
 from smskd_bench.config import load_matrix
@@ -149,21 +153,38 @@ def lead(request: RunRequest, ranks: Ranks) -> int:
     return code
 
 
-def check_divisible(plan: Plan) -> None:
+def check_divisible(plan: Plan, processes: int) -> None:
     """Refuse stage runs that cannot be divided, before any is trained.
 
     Raises:
         RefusedError: with which, and why.
     """
     for spec in plan.nodes.values():
-        if spec.imported:
-            continue
-        reason = why_not_shared(stage_of(spec, METHODS).parts)
+        reason = None if spec.imported else why_not_divisible(spec, processes)
         if reason is not None:
             raise RefusedError(
                 f"{spec.label} cannot be divided among processes: {reason}",
                 "leave it out with --only, or train it with smskd-bench run",
             )
+
+
+def why_not_divisible(spec: StageSpec, processes: int) -> str | None:
+    """Why a stage run cannot be divided, or None."""
+    data, batch = spec.dataset, spec.training.batch_size
+    images = data.train_size or dataset_info(data.name).num_train - data.dev_size
+    smallest = images % batch or batch
+    if smallest < processes:
+        return f"its epochs end with a batch of {smallest}, and there are {processes} processes"
+    if (reason := why_not_shared(stage_of(spec, METHODS).parts)) is not None:
+        return reason
+    return DROPOUT if _drops(spec.model, data.name) else None
+
+
+@cache
+def _drops(model: str, dataset: str) -> bool:
+    info = dataset_info(dataset)
+    with seeded(0):
+        return has_dropout(build_model(model, info.num_classes, info.channels, info.size))
 
 
 @contextmanager
@@ -216,7 +237,7 @@ def main(**options: Any) -> None:
 def _main(request: RunRequest) -> int:
     request = replace(request, device=device_here(request.device))
     plan = make_plan(load_matrix(request.matrix), request.only)
-    check_divisible(plan)
+    check_divisible(plan, int(os.environ.get("WORLD_SIZE", "1")))
     with process_group(request.device) as ranks:
         return lead(request, ranks) if ranks.rank == 0 else follow(request, plan, ranks)
 

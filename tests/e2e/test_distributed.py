@@ -41,9 +41,9 @@ def start(bench):
 
 @pytest.fixture
 def matrix(bench):
-    document = tiny(["scratch"], ["kd"], ["fitnet", "kd"], ["sp"])
-    document["dataset"] |= {"dev_size": 100, "train_size": 850}
-    document["recipe"] |= {"carry": "best_on_dev"}
+    document = tiny(["fitnet", "kd"], teacher={"epochs": 3})
+    document["dataset"] |= {"dev_size": 100, "train_size": 400}
+    document["recipe"] |= {"epochs": [4, 4], "carry": "best_on_dev"}
     return bench.matrix(document)
 
 
@@ -58,12 +58,14 @@ def largest_difference(store, other):
 
 
 def test_two_processes_train_what_one_trains(bench, start, tmp_path):
-    document = tiny(["scratch"], ["kd"], ["fitnet", "kd"], ["sp"], teacher={"epochs": 1})
+    # Steps in which a last digit decides on which side of a ReLU's kink a pixel falls part company
+    # in one process too; these have none.
+    document = tiny(["kd"], ["fitnet", "kd"], ["sp"], teacher={"epochs": 1})
     document["recipe"] |= {"epochs": [1, 1]}
     matrix = bench.matrix(document)
     done = finish(start(matrix, tmp_path / "store"))
-    assert "6 stage runs trained, 0 already there, 0 failed" in done.out
-    assert done.out.count("6 stage runs trained") == 1
+    assert "5 stage runs trained, 0 already there, 0 failed" in done.out
+    assert done.out.count("5 stage runs trained") == 1
     bench.run(matrix, tmp_path / "local", "--teacher-table", "off")
     assert results(tmp_path / "store").keys() == results(tmp_path / "local").keys()
     assert largest_difference(tmp_path / "store", tmp_path / "local") < 1e-4

@@ -88,11 +88,13 @@ class _Job:
         started: It has said so.
         busy: It has begun something.
         stopped: It was told to stop, and saved its state.
+        hands: Stage runs that it has begun and not ended.
     """
 
     started: bool = False
     busy: bool = False
     stopped: bool = False
+    hands: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -213,6 +215,7 @@ class Driver:
         else:
             if event.what == "put_back":
                 del self._begun[spec.key]
+                self._jobs[event.job].hands.discard(spec.key)
             getattr(self.observer, event.what)(spec, *event.rest)
 
     def _begin(self, job: str, spec: StageSpec) -> None:
@@ -220,6 +223,7 @@ class Driver:
             self.observer.put_back(spec, f"its job was stopped; job {job} goes on with it")
         self._begun[spec.key] = job
         self._jobs.setdefault(job, _Job()).busy = True
+        self._jobs[job].hands.add(spec.key)
         self._pause_s = 0.0
         self.observer.begin(spec)
 
@@ -260,7 +264,7 @@ class Driver:
             if not job.started:
                 self._silent += 1
                 self._check_silence(name)
-            for key in [key for key, at in self._begun.items() if at == name]:
+            for key in job.hands:
                 if not self.ledger.is_settled(key):
                     self._try_again(name, job, self.plan.nodes[key])
             self._drop(name)
@@ -275,13 +279,16 @@ class Driver:
             )
 
     def _try_again(self, name: str, job: _Job, spec: StageSpec) -> None:
+        """See to a stage run that a job has left behind; another one may have it already."""
+        taken = self._begun.get(spec.key) != name
+        self._deaths[spec.key] += not job.stopped
+        if taken:
+            return
         del self._begun[spec.key]
+        reason = f"its SLURM job died ({self.queue.last_words(name) or name})"
         if job.stopped:
             self.observer.put_back(spec, f"job {name} was stopped; another one goes on with it")
-            return
-        self._deaths[spec.key] += 1
-        reason = f"its SLURM job died ({self.queue.last_words(name) or name})"
-        if self._deaths[spec.key] < TRIES:
+        elif self._deaths[spec.key] < TRIES:
             self.observer.put_back(spec, f"{reason}; once more")
         elif not self.store.is_running(spec.key):  # else somebody has it by now
             self.store.begin(spec)

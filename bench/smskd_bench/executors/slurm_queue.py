@@ -157,7 +157,8 @@ def _call(command: Sequence[str]) -> str | None:
 
 
 def _last_line(text: str) -> str:
-    """What SLURM adds of its own counts only where there is nothing else."""
+    """The last line; of what SLURM itself adds, errors only, and where there is nothing else."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line for line in lines if not line.startswith(("srun:", "slurmstepd:"))]
-    return next(reversed(own or lines), "")
+    errors = [line for line in lines if "error:" in line]
+    return next(reversed(own or errors or lines), "")
