@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -199,12 +201,20 @@ def process_group(device: str) -> Iterator[Ranks]:
             "this command is one of several processes",
             "torchrun --nproc-per-node 2 -m smskd_bench.distributed --matrix FILE",
         )
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     backend = "nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Ranks.here()
     finally:
         dist.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """End when torchrun is gone, which starts us in a session of our own; checkpoints stay."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def device_here(wanted: str) -> str:

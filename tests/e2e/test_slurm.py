@@ -219,7 +219,7 @@ def test_a_python_that_does_not_start_is_told_with_its_last_words(bench, start, 
     process = start(matrix, tmp_path / "store", SBATCH_EXPORT="PATH,SLURM_CONF")
     done = finish(process, expect=3)
     assert "3 SLURM jobs ended before they began" in done.err
-    assert "No module named" in done.err
+    assert "the last of them: RuntimeError" in done.err
 
 
 def test_nothing_is_left_of_the_cluster_itself():
