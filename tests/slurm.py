@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,8 +173,9 @@ def cluster():
     """A SLURM for the tests of this block; skips them with the reason where there can be none."""
     if reason := missing():
         pytest.skip(reason)
-    folder = Path(f"/tmp/slurm-{os.getpid()}")  # short: a socket's path has no room for more
-    folder.mkdir(mode=0o755)
+    # A short path, as a socket has no room for more.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    folder.chmod(0o755)
     started = None
     try:
         started = Slurm(folder)
