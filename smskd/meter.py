@@ -103,7 +103,8 @@ class Meter:
         if not self.tcp:
             return {}
         tcp = torch.cat(self.tcp)
-        quantiles = torch.quantile(tcp, torch.tensor(TCP_QUANTILES, device=tcp.device)).tolist()
+        places = torch.tensor(TCP_QUANTILES, dtype=tcp.dtype, device=tcp.device)
+        quantiles = torch.quantile(tcp, places).tolist()
         named = {f"tcp/q{q:.2f}": v for q, v in zip(TCP_QUANTILES, quantiles, strict=True)}
         return {"tcp/mean": tcp.mean().item(), **named}
 

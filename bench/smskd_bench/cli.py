@@ -90,6 +90,18 @@ def main() -> None:
     help="Stage runs at once; 1: in this process, one after another.",
 )  # fmt: skip
 @click.option(
+    "--executor", type=click.Choice(["local", "slurm"]), default="local", show_default=True,
+    help="Where to train: this machine, or jobs of a SLURM cluster.",
+)  # fmt: skip
+@click.option(
+    "--slurm-jobs", type=click.IntRange(min=1), default=4, show_default=True,
+    help="SLURM jobs at once, each with one stage run at a time.",
+)  # fmt: skip
+@click.option(
+    "--slurm-option", metavar="KEY=VALUE", multiple=True,
+    help="Option for sbatch, e.g. partition=gpu, gres=gpu:1, time=8:00:00; repeatable.",
+)  # fmt: skip
+@click.option(
     "--teacher-table", type=click.Choice(["auto", "off", "fp16", "fp32"]), default="auto",
     show_default=True, help="Look frozen networks up instead of running them, where that pays.",
 )  # fmt: skip

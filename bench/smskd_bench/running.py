@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -60,6 +62,9 @@ class RunRequest:
     download: bool = False
     threads: int | None = None
     paths: FastPaths = field(default_factory=FastPaths)
+    executor: Literal["local", "slurm"] = "local"
+    slurm_jobs: int = 4
+    slurm_option: tuple[str, ...] = ()
 
 
 def request(
@@ -77,8 +82,22 @@ def request(
     return RunRequest(**options, paths=paths)
 
 
-def run(request: RunRequest, console: Console) -> int:
+MakeWorker = Callable[[Store, RunOptions, StopRequest], Worker]
+
+
+def run(
+    request: RunRequest,
+    console: Console,
+    make_worker: MakeWorker = Worker,
+    stop: StopRequest | None = None,
+) -> int:
     """Run a matrix and print its table; returns the exit code.
+
+    Args:
+        request: What is asked for.
+        console: Where it is shown.
+        make_worker: Builds this process's own worker.
+        stop: Hears when the run is to stop; default: a new one.
 
     Raises:
         SmskdError: it could not be started, or the store or data gave out.
@@ -89,7 +108,8 @@ def run(request: RunRequest, console: Console) -> int:
     left = missing(plan, store)
     summary = Summary(cached=list(plan.nodes))
     if left:
-        summary = _train(request, plan, store, left, console)
+        train = _train_on_slurm if request.executor == "slurm" else partial(_train, make_worker)
+        summary = train(request, plan, store, left, console, stop or StopRequest())
     print_table(leaderboard_rows(plan, store), console)
     for line in _closing(plan, store, summary, request):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -97,8 +117,9 @@ def run(request: RunRequest, console: Console) -> int:
 
 
 def _train(
-    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console
-) -> Summary:
+    make_worker: MakeWorker, request: RunRequest, plan: Plan, store: Store, left: list[str],
+    console: Console, stop: StopRequest,
+) -> Summary:  # fmt: skip
     device = choose_device(request.device)
     for precision in {plan.nodes[key].training.precision for key in left}:
         check_precision(precision, torch.device(device))
@@ -107,23 +128,55 @@ def _train(
     measured = partial(_measured_workers, plan, left, device)
     spread = choose_workers(request.paths.workers, plan, left, device, request.threads, measured)
     options = run_options(request, plan, device)
-    stop = StopRequest()
-    worker = _worker_here(store, options, spread, stop)
+    worker = _worker_here(store, options, spread, stop, make_worker)
     if any(not plan.nodes[key].imported for key in left):  # missing data is said before anything
         data = next(iter(plan.nodes.values())).dataset
         (worker or Worker(store, replace(options, device="cpu"))).data(data)
     folds = _folds(request, plan, store, left, device, spread, console)
+    with _observed(request, plan, store, left, console, stop) as observer:
+        if worker:
+            worker.shelf.note, worker.shelf.filling = observer.note, observer.filling
+            return local.execute(plan, store, worker, observer, request.retry_failed, folds)
+        setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
+        workers, retry = spread.workers, request.retry_failed
+        return pool.execute(plan, setup, workers, observer, retry, folds)
+
+
+def _train_on_slurm(
+    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console,
+    stop: StopRequest,
+) -> Summary:  # fmt: skip
+    """Nothing is measured or trained here: the machine that sends jobs is not one that runs them.
+
+    Raises:
+        SmskdError: it could not be started, or the store or data gave out.
+    """
+    from smskd_bench.executors import slurm, slurm_queue  # its worker needs this module
+
+    if request.paths.workers not in ("auto", 1):
+        raise ConfigError("--workers is for this machine", "use --slurm-jobs N on a cluster")
+    options = slurm_queue.parse_options(request.slurm_option)
+    slurm_queue.check_installed()
+    check_imports(plan, left)
+    check_plan(plan, left)
+    folds = choose_folds("on", plan, "cpu", store) if request.paths.fold_seeds == "on" else []
+    worker = run_options(request, plan, request.device)
+    setup = WorkerSetup(store, worker, plan.matrix.plugins, request.threads)
+    with _observed(request, plan, store, left, console, stop) as observer:
+        jobs, retry = request.slurm_jobs, request.retry_failed
+        return slurm.execute(plan, setup, jobs, options, observer, retry, folds)
+
+
+@contextmanager
+def _observed(
+    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console,
+    stop: StopRequest,
+) -> Iterator[Observers]:  # fmt: skip
+    """Show and mirror what happens in this block, and hear when it is to stop."""
     tracker = make_tracker(request.tracking)
     try:
         with stop.on(), ProgressDisplay(console, plan, left) as display:
-            mirror = MirrorObserver(tracker, plan, store, request.project)
-            observer = Observers([display, mirror])
-            if worker:
-                worker.shelf.note, worker.shelf.filling = observer.note, observer.filling
-                return local.execute(plan, store, worker, observer, request.retry_failed, folds)
-            setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
-            workers, retry = spread.workers, request.retry_failed
-            return pool.execute(plan, setup, workers, observer, retry, folds)
+            yield Observers([display, MirrorObserver(tracker, plan, store, request.project)])
     finally:
         messages = (
             tracker.leave(PATIENCE_WHEN_STOPPED_S)
@@ -161,14 +214,18 @@ def _measured_workers(plan: Plan, left: list[str], device: str) -> int:
 
 
 def _worker_here(
-    store: Store, options: RunOptions, spread: Parallelism, stop: StopRequest
+    store: Store,
+    options: RunOptions,
+    spread: Parallelism,
+    stop: StopRequest,
+    make_worker: MakeWorker,
 ) -> Worker | None:
     """This process's own worker; none where worker processes do the work."""
     if spread.workers > 1:
         return None
     if spread.threads:
         torch.set_num_threads(spread.threads)
-    return Worker(store, options, stop)
+    return make_worker(store, options, stop)
 
 
 def _not_exact(plan: Plan, store: Store) -> list[str]:

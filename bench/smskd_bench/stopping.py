@@ -35,12 +35,17 @@ class Interrupted(KeyboardInterrupt):
 class StopRequest:
     """Whether this process was told to stop.
 
+    Args:
+        patient: A second signal does not end the process where it stands: a scheduler may send
+            the same one twice, to the job and to its step.
+
     Attributes:
         number: The signal that said so; None if none did.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
         self.number: int | None = None
+        self._patient = patient
         self._listening = False
 
     @contextmanager
@@ -94,6 +99,8 @@ class StopRequest:
             return
         if number == signal.SIGHUP:
             _leave_terminal()
+        if self.asked and self._patient:
+            return
         if self.asked:
             if os.isatty(1):
                 os.write(1, SHOW_CURSOR)

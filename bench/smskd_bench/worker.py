@@ -31,7 +31,7 @@ from smskd.models import build_model, taps_of
 from smskd.seeding import derive, seeded
 from smskd.stages import BestOnDev, Stage, StageReport, finish, prepare
 from smskd.taps import Network
-from smskd.train import Alone, StageRun, train_group
+from smskd.train import Alone, Group, Pause, StageRun, train_group
 from smskd_bench.environment import code_revision, device_name, machine, package_versions
 from smskd_bench.importing import teacher_weights
 from smskd_bench.loaded_data import LoadedData, load_split
@@ -78,7 +78,7 @@ Progress = Callable[[StageSpec, Row], None]
 
 
 @dataclass
-class _Begun:
+class Begun:
     """One stage run taken up: built, and at the epoch of its checkpoint."""
 
     spec: StageSpec
@@ -158,12 +158,20 @@ class Worker:
         self._teachers = {key: self._teachers.get(key) or self._teacher(key) for key in wanted}
         place = self._common_place(specs)
         with ExitStack() as stack:
-            begun: list[_Begun] = []
+            begun: list[Begun] = []
             for spec in specs:
                 begun.append(self._begin(spec, place, len(specs)))
                 stack.callback(begun[-1].run.close)
             self._train(begun, progress)
         return [self._finish(b, started) for b in begun]
+
+    def group(self, run: StageRun) -> Group:
+        """How one stage run is trained: by this process alone."""
+        return Alone(run)
+
+    def pause(self, own: Pause) -> Pause:
+        """When it is saved within an epoch."""
+        return own
 
     def _common_place(self, specs: Sequence[StageSpec]) -> Place | None:
         """Where stage runs that are trained together go on; None means each where it is.
@@ -247,7 +255,7 @@ class Worker:
         document = self.store.spec_document(key)
         return StageSpec.from_document(document)
 
-    def _begin(self, spec: StageSpec, place: Place | None = None, sharing: int = 1) -> _Begun:
+    def _begin(self, spec: StageSpec, place: Place | None = None, sharing: int = 1) -> Begun:
         """Build a stage run and bring it to where it stopped, or to an earlier ``place``."""
         data, previous = self.data(spec.dataset), self._previous(spec)
         run = self._prepare(spec, data, previous)
@@ -267,9 +275,9 @@ class Worker:
             "compiled": self.options.compile or bool(before.get("compiled")),
             **sources,
         }
-        return _Begun(spec, run, batches, previous, best, [*sessions, session])
+        return Begun(spec, run, batches, previous, best, [*sessions, session])
 
-    def _train(self, begun: Sequence[_Begun], progress: Progress) -> None:
+    def _train(self, begun: Sequence[Begun], progress: Progress) -> None:
         runs = [b.run for b in begun]
         of_run = {id(b.run): b for b in begun}
         started = time.perf_counter()
@@ -303,13 +311,13 @@ class Worker:
         self.stop.check()
 
     def _train_group(
-        self, begun: Sequence[_Begun], after_epoch: Callable[[StageRun], None], pauses: Pauses
+        self, begun: Sequence[Begun], after_epoch: Callable[[StageRun], None], pauses: Pauses
     ) -> None:
         runs = [b.run for b in begun]
         if len(runs) == 1:
             if begun[0].session["compiled"]:
                 compile_networks(runs[0])
-            train_group(Alone(runs[0]), [begun[0].batches], after_epoch, pauses)
+            train_group(self.group(runs[0]), [begun[0].batches], after_epoch, self.pause(pauses))
             return
         image = self.data(begun[0].spec.dataset).one_image()
         with closing(Folded(runs, image)) as group:
@@ -317,7 +325,7 @@ class Worker:
                 b.session.update(folded=len(runs), compiled=False)
             train_group(group, [b.batches for b in begun], after_epoch, pauses)
 
-    def _finish(self, begun: _Begun, started: float) -> Record:
+    def _finish(self, begun: Begun, started: float) -> Record:
         spec, run = begun.spec, begun.run
         if begun.best and spec.training.carry == "best_on_dev":
             begun.best.restore(run)

@@ -132,14 +132,7 @@ class Objective(nn.Module):
 
     def why_not_shared(self) -> str | None:
         """Why one optimiser step cannot serve this objective and another seed's, or None."""
-        if _has_own_steps(type(self._driver)):
-            return f"{self._driver.name} takes its optimiser's steps itself"
-        if self.needs.student_roles - FEATURES or NETWORK in self.needs.teacher_roles:
-            return "a method reaches into the networks themselves"
-        draws = [c.name for part in self.parts for c in part.components if c.draws_random]
-        if draws:
-            return f"{' and '.join(draws)} draw random numbers, which are each seed's own"
-        return None
+        return why_not_shared(self.parts)
 
     def make_optimizer(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer | None:
         """The optimiser that a method brings, or None for the recipe's."""
@@ -201,6 +194,19 @@ def _has_own_steps(component: type[Component]) -> bool:
         component.make_optimizer is not Component.make_optimizer
         or component.descend is not Component.descend
     )
+
+
+def why_not_shared(parts: Sequence[Part]) -> str | None:
+    """Why a step of these methods cannot be shared with other runs or processes, or None."""
+    driver, needs = _driver(parts), reduce(or_, (part.needs for part in parts))
+    if _has_own_steps(type(driver)):
+        return f"{driver.name} takes its optimiser's steps itself"
+    if needs.student_roles - FEATURES or NETWORK in needs.teacher_roles:
+        return "a method reaches into the networks themselves"
+    draws = [c.name for part in parts for c in part.components if c.draws_random]
+    if draws:
+        return f"{' and '.join(draws)} draw random numbers, which are each seed's own"
+    return None
 
 
 def why_not(parts: Sequence[Part], shapes: PairShapes) -> dict[str, str]:

@@ -45,6 +45,7 @@ HEAVY = [
     "rich",
     "yaml",
     "sklearn",
+    "submitit",
 ]
 
 
@@ -153,6 +154,7 @@ MATRIX, ONLY = ("--matrix", None, "required"), ("--only", None, None)
 FROZEN = {
     "run": [
         MATRIX, STORE, DATA, ONLY, ("--device", None, "auto"), ("--threads", None, None), ("--workers", "SMSKD_WORKERS", "auto"),
+        ("--executor", None, "local"), ("--slurm-jobs", None, None), ("--slurm-option", None, None),
         ("--teacher-table", None, "auto"), ("--fold-seeds", None, "auto"), ("--compile", None, False), ("--exact", None, False), ("--dry-run", None, False),
         ("--tracking", None, "wandb"), ("--project", "WANDB_PROJECT", "smskd-bench"), ("--retry-failed", None, False),
         ("--download", None, False),

@@ -52,6 +52,10 @@ class Ledger:
         """Whether everything it depends on is over, well or not."""
         return all(key in self._outcomes for key in spec.depends_on)
 
+    def is_settled(self, key: str) -> bool:
+        """Whether it is known what became of a stage run."""
+        return key in self._outcomes
+
     def settle(self, outcome: Outcome) -> None:
         """Note what became of a stage run."""
         self._outcomes[outcome.key] = outcome
@@ -63,6 +67,10 @@ class Ledger:
         if self.store.is_done(spec.key):
             self.settle(Outcome(spec.key, "cached"))
             return True
+        return self.settle_blocked(spec)
+
+    def settle_blocked(self, spec: StageSpec) -> bool:
+        """Settle a stage run that something it depends on has made impossible; False if none."""
         broken = next((key for key in spec.depends_on if key in self._failed), None)
         if broken is None:
             return False

@@ -33,7 +33,7 @@ def execute(
     while True:
         worker.stop.check()
         if (job := queue.take()) is not None:
-            _run(job, queue, ledger, worker, given)
+            carry_out(job, queue, ledger, worker, given)
         elif (seconds := queue.seconds_to_wait()) is not None:
             queue.announce()
             time.sleep(seconds)
@@ -41,10 +41,13 @@ def execute(
             return ledger.summary()
 
 
-def _run(job: Job, queue: JobQueue, ledger: Ledger, worker: Worker, given: Conditions) -> None:
+def carry_out(job: Job, queue: JobQueue, ledger: Ledger, worker: Worker, given: Conditions) -> bool:
+    """Run a job and note what became of it; False if another process has it."""
     outcomes = run_job(job, ledger.store, worker, ledger.observer, given)
     for outcome in outcomes:
         if outcome.status != "busy":
             ledger.settle(outcome)
-    if busy := {outcome.key for outcome in outcomes if outcome.status == "busy"}:
+    busy = {outcome.key for outcome in outcomes if outcome.status == "busy"}
+    if busy:
         queue.defer(tuple(spec for spec in job if spec.key in busy))
+    return not busy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,9 @@ from smskd_bench.worker import Progress, Worker
 
 STICKY = ("diverged", "incompatible")
 """Trying these again gives the same; they are retried only when asked."""
+
+ANY_FAILURE = (*STICKY, "out_of_memory", "failed")
+"""Where several processes share a matrix, none tries again what another one has just tried."""
 
 OUT_OF_MEMORY_TEXTS = (
     "DefaultCPUAllocator",
@@ -39,11 +42,13 @@ class Conditions:
         retry_failed: Try again what failed in a way that trying does not mend.
         shares_memory: Others run beside it. Memory that runs out is then no failure of a stage
             run: nothing is written, and the outcome is "put_back".
+        sticky: Statuses in the store that are not tried again.
     """
 
     weights: Mapping[str, Path] = field(default_factory=dict)
     retry_failed: bool = False
     shares_memory: bool = False
+    sticky: Collection[str] = STICKY
 
 
 def run_job(
@@ -88,7 +93,7 @@ def _settled(
         observer.skip(spec, "finished by another process")
         return Outcome(spec.key, "cached")
     failure = store.failure(spec.key)
-    if failure and failure["status"] in STICKY and not given.retry_failed:
+    if failure and failure["status"] in given.sticky and not given.retry_failed:
         observer.skip(spec, f"{failure['status']} before: {failure['reason']}")
         return Outcome(spec.key, failure["status"], failure["reason"])
     return None
