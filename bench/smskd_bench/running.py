@@ -86,10 +86,15 @@ def run(request: RunRequest, console: Console) -> int:
     plan = make_plan(load_matrix(request.matrix), request.only)
     store = Store.open(request.store)
     store.sweep(plan.nodes)
-    left = missing(plan, store)
     summary = Summary(cached=list(plan.nodes))
-    if left:
-        summary = _train(request, plan, store, left, console)
+    if missing(plan, store):
+
+        def waiting() -> None:
+            console.print("another process cleans up this store; waiting for it", soft_wrap=True)
+
+        with store.in_use(plan.nodes, waiting):
+            if left := missing(plan, store):
+                summary = _train(request, plan, store, left, console)
     print_table(leaderboard_rows(plan, store), console)
     for line in _closing(plan, store, summary, request):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,147 @@
+"""Which processes use a store, and for what, so that nobody takes away what another one needs.
+
+A process that trains or exports names the stage runs that it may need before it looks which of them
+are there. Who removes something, or changes the format, first takes the one lease of maintenance
+and then looks who is there. So either sees the other: the newcomer waits until that is over, and
+what was named by somebody who came before is left alone.
+
+    <store>/users/<process>-<token>/  keys.json, lock, lease.json (leases.py)
+    <store>/maintenance/              lock, lease.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from smskd.atomic import write_json
+from smskd.errors import StoreError
+from smskd_bench.leases import LeaseBook, Owner, holder
+
+USERS, MAINTENANCE, KEYS = "users", "maintenance", "keys.json"
+DEAD_S = 600.0
+"""From what age on a folder that nobody holds is what a kill left, not a process that starts."""
+
+LOOK_AGAIN_S = 0.1
+TRIES = 20
+"""How often maintenance is tried for: a look at a lock holds it for an instant."""
+
+
+@dataclass(frozen=True)
+class User:
+    """A process that uses the store now, and the stage runs that it may need."""
+
+    owner: Owner
+    keys: frozenset[str]
+
+
+@contextmanager
+def in_use(
+    root: Path, keys: Iterable[str], book: LeaseBook, waiting: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Keep stage runs from being removed, and the store from being migrated, in this block.
+
+    Args:
+        root: The store.
+        keys: All that may be needed, with all that it builds on.
+        book: The leases of this process.
+        waiting: Called once if somebody is at maintenance, which is waited for.
+
+    Raises:
+        OSError: the store cannot be written.
+    """
+    folder = root / USERS / f"{os.getpid()}-{secrets.token_hex(8)}"
+    _clear_dead(root)
+    folder.mkdir(parents=True)
+    held = None
+    try:
+        write_json(folder / KEYS, sorted(keys))
+        held = book.take(folder)
+        _wait_for_maintenance(root, waiting)
+        yield
+    finally:
+        if held is not None:
+            book.give_back(held)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def maintenance(root: Path, book: LeaseBook) -> Iterator[None]:
+    """Let nobody begin to use the store in this block; look for users inside of it.
+
+    Raises:
+        StoreError: somebody else is at it.
+        OSError: the store cannot be written.
+    """
+    held = None
+    for _ in range(TRIES):
+        held = book.take(root / MAINTENANCE)
+        if held is not None:
+            break
+        time.sleep(LOOK_AGAIN_S)
+    if held is None:
+        raise StoreError(
+            f"another process cleans up or migrates the store {root}", "try again when it is over"
+        )
+    try:
+        yield
+    finally:
+        book.give_back(held)
+
+
+def users(root: Path) -> list[User]:
+    """All processes that use the store now.
+
+    Raises:
+        StoreError: what one of them needs cannot be read.
+    """
+    found = []
+    for folder in sorted((root / USERS).glob("*")):
+        owner = holder(folder)
+        if owner is not None and (keys := _keys(folder)) is not None:
+            found.append(User(owner, keys))
+    return found
+
+
+def dead_users(root: Path) -> list[Path]:
+    """Folders that processes left which were killed."""
+    old = time.time() - DEAD_S
+    folders = [path for path in (root / USERS).glob("*") if path.is_dir()]
+    return [path for path in folders if path.stat().st_mtime < old and holder(path) is None]
+
+
+def _clear_dead(root: Path) -> None:
+    for folder in dead_users(root):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keys(folder: Path) -> frozenset[str] | None:
+    """What a process needs; None if it ended meanwhile."""
+    try:
+        return frozenset(json.loads((folder / KEYS).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        if not folder.exists():
+            return None
+        reason = "it is missing"
+    except (OSError, ValueError, TypeError) as error:
+        reason = str(error)
+    raise StoreError(
+        f"{folder / KEYS} is damaged: {reason}",
+        "it says what a running process needs: wait for that process to end",
+    )
+
+
+def _wait_for_maintenance(root: Path, waiting: Callable[[], None]) -> None:
+    told = False
+    while holder(root / MAINTENANCE) is not None:
+        if not told:
+            waiting()
+            told = True
+        time.sleep(LOOK_AGAIN_S)
