@@ -20,7 +20,7 @@ from smskd_bench.leases import LOCK, try_lock
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import CHECKPOINT, FAILED, KEY, PREVIOUS, Store
 from smskd_bench.table_shelf import WHOSE
-from smskd_bench.usage import User, dead_users, users
+from smskd_bench.usage import DEAD_S, User, dead_users, users
 
 GONE, SCRATCH = ".gone", "verify"
 """Folders of a store: what is being removed, and where ``verify`` trains."""
@@ -119,7 +119,7 @@ def leftovers(store: Store) -> Iterator[Garbage]:
     for folder in dead_users(store.root):
         yield Garbage("leftover", folder, "of a killed process")
     for folder in _inside(store.root, SCRATCH):
-        if not _is_locked(folder / LOCK):
+        if _is_old(folder, DEAD_S) and not _is_locked(folder / LOCK):  # else it may just begin
             yield Garbage("leftover", folder, "of a killed verify", lock=folder / LOCK)
     for path in _unfinished(store.root):
         yield Garbage("leftover", path, "unfinished")
@@ -236,9 +236,9 @@ def _plain(folder: Path, root: Path, itself: bool = False) -> bool:
     return folder.is_dir() and is_inside(folder, root)
 
 
-def _is_old(path: Path) -> bool:
+def _is_old(path: Path, seconds: float = OLD_S) -> bool:
     with suppress(OSError):
-        return time.time() - path.lstat().st_mtime > OLD_S
+        return time.time() - path.lstat().st_mtime > seconds
     return False
 
 

@@ -13,6 +13,8 @@ from smskd_bench.store import RETRAIN, Record
 from smskd_bench.table_shelf import STORED
 
 LIVE = "live"
+REPEATED = ("threads", "folded", "compiled", "teacher", "reference")
+"""What a repetition tries to have as it was."""
 
 
 @dataclass(frozen=True)
@@ -93,39 +95,37 @@ def _mixed(sessions: list[Record]) -> Iterator[str]:
 
 def differences(recorded: Record, again: Record) -> list[str]:
     """What two results were made with differently, in words: it may change how they are rounded."""
-    ours, theirs = _facts(again), _facts(recorded)
-    names = dict.fromkeys([*theirs, *ours])
+    before, now = manner_of(recorded), manner_of(again)
+    theirs, ours = _facts(recorded), _facts(again)
+    if not before.mixed:
+        theirs |= {name: getattr(before, name) for name in REPEATED}
+        ours |= {name: getattr(now, name) for name in REPEATED}
     found = [
         f"{name}: {theirs.get(name)} recorded, {ours.get(name)} here"
-        for name in names
+        for name in dict.fromkeys([*theirs, *ours])
         if theirs.get(name) != ours.get(name)
     ]
-    if ours.get("changed code") or theirs.get("changed code"):
-        found.append("code was changed since its revision, here or there")
-    if mixed := manner_of(recorded).mixed:
-        found.append(f"{mixed}, which cannot be repeated")
-    return found
+    if _code(recorded).get("dirty") or _code(again).get("dirty"):
+        found.append("code was changed since its revision, there or here")
+    return [*found, f"{before.mixed}, which cannot be repeated"] if before.mixed else found
 
 
 def _facts(record: Record) -> dict[str, Any]:
-    """What the record says about code, packages, machine and manner, under one name each."""
-    environment = record.get("environment")
-    environment = environment if isinstance(environment, dict) else {}
-    code, packages, machine = (_section(environment, n) for n in ("code", "packages", "machine"))
-    facts: dict[str, Any] = {
-        "revision": code.get("revision"),
-        "changed code": bool(code.get("dirty")),
-        **packages,
+    """What the record says about code, packages and machine, under one name each."""
+    environment = _section(record, "environment")
+    machine = _section(environment, "machine")
+    return {
+        "revision": _code(record).get("revision"),
+        **_section(environment, "packages"),
         **{name: machine.get(name) for name in ("processor", "system", "python")},
         "device": environment.get("device"),
     }
-    manner = manner_of(record)
-    if not manner.mixed:
-        for name in ("threads", "folded", "compiled", "teacher", "reference"):
-            facts[name] = getattr(manner, name)
-    return facts
 
 
-def _section(environment: dict[str, Any], name: str) -> dict[str, Any]:
-    found = environment.get(name)
+def _code(record: Record) -> dict[str, Any]:
+    return _section(_section(record, "environment"), "code")
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    found = values.get(name)
     return found if isinstance(found, dict) else {}

@@ -77,9 +77,7 @@ def _lines(
         sizes = [size_of(one.path, counted) for one in found]
         left = [_put_aside(store, one) if request.delete else "" for one in found]
     for one, size, why in zip(found, sizes, left, strict=True):
-        yield f"  {size_text(size):>10}  {_name(store, one)}" + (
-            f": left alone, {why}" if why else ""
-        )
+        yield f"  {_size(size):>10}  {_name(store, one)}" + (f": left alone, {why}" if why else "")
     if request.delete:
         _empty(store.root / GONE)
     yield from _closing(request, kept, [s for s, why in zip(sizes, left, strict=True) if not why])
@@ -97,11 +95,15 @@ def _closing(request: TidyRequest, kept: Needed, sizes: Sequence[int]) -> Iterat
         yield f"kept for running processes: {len(kept.in_work)} stage runs that no matrix names"
     if not request.matrices:
         yield "only leftovers were looked for; with --matrix FILE, also what no matrix refers to"
-    total = f"{len(sizes)} things, {size_text(sum(sizes))}"
+    total = f"{len(sizes)} things, {_size(sum(sizes))}"
     if request.delete:
         yield f"{total}: deleted"
     else:
         yield f"{total}; nothing was deleted" + (": add --delete for that" if sizes else "")
+
+
+def _size(num_bytes: int) -> str:
+    return size_text(num_bytes) if num_bytes >= 0.1 * 2**20 else f"{num_bytes / 2**10:.1f} KiB"
 
 
 def _name(store: Store, one: Garbage) -> str:
@@ -125,6 +127,8 @@ def _put_aside(store: Store, one: Garbage) -> str:
         aside = store.root / GONE / f"{secrets.token_hex(4)}-{one.path.name.lstrip('.')}"
         try:
             aside.parent.mkdir(exist_ok=True)
+            if not is_inside(aside, store.root):
+                return f"{GONE} is a link"
             if one.path.parent != aside.parent:
                 one.path.rename(aside)
         except FileNotFoundError:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from smskd.atomic import write_json
 from smskd.errors import StoreError
-from smskd_bench.leases import LeaseBook, Owner, holder
+from smskd_bench.leases import STALE_S, Held, LeaseBook, Owner, holder
 
 USERS, MAINTENANCE, KEYS = "users", "maintenance", "keys.json"
 DEAD_S = 600.0
@@ -80,12 +80,7 @@ def maintenance(root: Path, book: LeaseBook) -> Iterator[None]:
         StoreError: somebody else is at it.
         OSError: the store cannot be written.
     """
-    held = None
-    for _ in range(TRIES):
-        held = book.take(root / MAINTENANCE)
-        if held is not None:
-            break
-        time.sleep(LOOK_AGAIN_S)
+    held = _take(root / MAINTENANCE, book)
     if held is None:
         raise StoreError(
             f"another process cleans up or migrates the store {root}", "try again when it is over"
@@ -94,6 +89,17 @@ def maintenance(root: Path, book: LeaseBook) -> Iterator[None]:
         yield
     finally:
         book.give_back(held)
+
+
+def _take(folder: Path, book: LeaseBook) -> Held | None:
+    """Take a lease, also one that nobody seems to have any more, which is sure after a minute."""
+    seen_alive, until = 0, time.monotonic() + 1.2 * STALE_S
+    while seen_alive < TRIES and time.monotonic() < until:
+        if (held := book.take(folder)) is not None:
+            return held
+        seen_alive += holder(folder) is not None
+        time.sleep(LOOK_AGAIN_S)
+    return None
 
 
 def users(root: Path) -> list[User]:
