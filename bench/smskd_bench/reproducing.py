@@ -28,6 +28,9 @@ from smskd_bench.tables import TableKey, TablePlan, plan_tables
 from smskd_bench.worker import RunOptions, Worker
 
 
+RUN_AGAIN = "run the matrix again: it trains what is missing"
+
+
 @dataclass(frozen=True)
 class Job:
     """Stage runs that are trained together, as one network if there are several."""
@@ -165,13 +168,14 @@ class Reproduction:
         """Copy a finished stage run from the store, its result last."""
         if self.scratch.is_done(key):
             return
-        self.store.weights(key)  # refuses what was damaged
         source, target = self.store.folder(key), self.scratch.folder(key)
+        names = (SPEC, WEIGHTS, RESULT)
+        if not all((source / name).exists() for name in names):
+            label = self.plan.nodes[key].label
+            raise RefusedError(f"{label}, on which it was built, is not in the store", RUN_AGAIN)
+        self.store.weights(key)  # refuses what was damaged
         target.mkdir(parents=True, exist_ok=True)
-        for name in (SPEC, WEIGHTS, RESULT):
-            if not (source / name).exists():
-                label = self.plan.nodes[key].label
-                raise RefusedError(f"{label}, on which it was built, is not in the store", RETRAIN)
+        for name in names:
             _copy(source / name, target / name)
 
     def _train(self, job: Job) -> None:
@@ -208,7 +212,7 @@ def _job(key: str, group: tuple[str, ...], plan: Plan, store: Store) -> Job:
     record = store.result(key)
     if record is None:
         label = plan.nodes[key].label
-        raise RefusedError(f"{label}, on which it was built, is not in the store", RETRAIN)
+        raise RefusedError(f"{label}, on which it was built, is not in the store", RUN_AGAIN)
     manner = manner_of(record)
     if manner.folded > 1:
         same = [
