@@ -27,7 +27,6 @@ from smskd_bench.store import INFERENCE, PREDICTIONS, RESULT, RETRAIN, SPEC, WEI
 from smskd_bench.tables import TableKey, TablePlan, plan_tables
 from smskd_bench.worker import RunOptions, Worker
 
-
 RUN_AGAIN = "run the matrix again: it trains what is missing"
 
 
