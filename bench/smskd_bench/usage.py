@@ -17,21 +17,21 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from smskd.atomic import write_json
 from smskd.errors import StoreError
-from smskd_bench.leases import STALE_S, Held, LeaseBook, Owner, holder
+from smskd_bench.leases import LEASE, STALE_S, Held, LeaseBook, Owner, holder, read_owner, this_host
 
 USERS, MAINTENANCE, KEYS = "users", "maintenance", "keys.json"
 DEAD_S = 600.0
-"""From what age on a folder that nobody holds is what a kill left, not a process that starts."""
+"""From what age on a folder without a lease of this machine is what a kill left."""
 
 LOOK_AGAIN_S = 0.1
 TRIES = 20
-"""How often maintenance is tried for: a look at a lock holds it for an instant."""
+"""How often something is tried that others keep for an instant, such as a lock they look at."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ def in_use(
     folder.mkdir(parents=True)
     held = None
     try:
+        held = _take(folder, book)
+        if held is None:
+            raise StoreError(f"{folder} cannot be locked", "see that its file system has locks")
         write_json(folder / KEYS, sorted(keys))
-        held = book.take(folder)
         _wait_for_maintenance(root, waiting)
         yield
     finally:
@@ -118,9 +120,18 @@ def users(root: Path) -> list[User]:
 
 def dead_users(root: Path) -> list[Path]:
     """Folders that processes left which were killed."""
-    old = time.time() - DEAD_S
-    folders = [path for path in (root / USERS).glob("*") if path.is_dir()]
-    return [path for path in folders if path.stat().st_mtime < old and holder(path) is None]
+    return [path for path in (root / USERS).glob("*") if path.is_dir() and _is_dead(path)]
+
+
+def _is_dead(folder: Path) -> bool:
+    if holder(folder) is not None:
+        return False
+    owner = read_owner(folder / LEASE)
+    if owner is not None and owner.host == this_host():
+        return True  # the kernel has told
+    with suppress(OSError):
+        return time.time() - folder.stat().st_mtime > DEAD_S
+    return False
 
 
 def _clear_dead(root: Path) -> None:
@@ -129,15 +140,16 @@ def _clear_dead(root: Path) -> None:
 
 
 def _keys(folder: Path) -> frozenset[str] | None:
-    """What a process needs; None if it ended meanwhile."""
-    try:
-        return frozenset(json.loads((folder / KEYS).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        if not folder.exists():
+    """What a process needs, which it writes as soon as it is seen; None if it ended meanwhile."""
+    reason = ""
+    for _ in range(TRIES):
+        try:
+            return frozenset(json.loads((folder / KEYS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            reason = str(error)
+        if not folder.exists() or holder(folder) is None:
             return None
-        reason = "it is missing"
-    except (OSError, ValueError, TypeError) as error:
-        reason = str(error)
+        time.sleep(LOOK_AGAIN_S)
     raise StoreError(
         f"{folder / KEYS} is damaged: {reason}",
         "it says what a running process needs: wait for that process to end",
