@@ -95,7 +95,7 @@ def _closing(request: TidyRequest, kept: Needed, sizes: Sequence[int]) -> Iterat
         yield f"kept for running processes: {len(kept.in_work)} stage runs that no matrix names"
     if not request.matrices:
         yield "only leftovers were looked for; with --matrix FILE, also what no matrix refers to"
-    total = f"{len(sizes)} things, {_size(sum(sizes))}"
+    total = f"{len(sizes)} thing{'' if len(sizes) == 1 else 's'}, {_size(sum(sizes))}"
     if request.delete:
         yield f"{total}: deleted"
     else:
