@@ -122,7 +122,7 @@ def _other_bits(
     agrees = change.p >= ENOUGH_P
     interval = prediction_interval(seeds)
     if interval is None:
-        lines.append(f"the row has {len(seeds)} recorded seeds, too few for an interval of theirs")
+        lines.append(f"recorded seeds of the row: {len(seeds)}, too few for an interval of theirs")
     else:
         low, high = interval
         agrees = agrees or low <= now <= high
