@@ -174,6 +174,53 @@ def leaderboard(**options: Any) -> None:
     board.show(board.BoardRequest(**options), Console())
 
 
+@main.command()
+@click.argument("cell")
+@matrix_option
+@store_option
+@data_option
+@click.option("--stage", type=click.IntRange(min=1), help="Train this stage; default: the last.")
+@click.option("--all-stages", is_flag=True, help="Train everything again, teachers included.")
+@click.option(
+    "--scratch", type=_FOLDER,
+    help="Work there and keep it, so that a stopped one goes on; default: in the store.",
+)  # fmt: skip
+def verify(**options: Any) -> None:
+    """Train CELL (pair/row/s0; pair/row: all seeds) again from its record, and compare."""
+    from rich.console import Console
+
+    from smskd_bench import verifying
+
+    sys.exit(verifying.verify(verifying.VerifyRequest(**options), Console()))
+
+
+@main.command()
+@click.option(
+    "--matrix", "matrices", multiple=True, type=_FILE,
+    help="Keep what this file refers to; may be repeated. Without: only leftovers.",
+)  # fmt: skip
+@store_option
+@click.option("--delete", is_flag=True, help="Delete what is listed, instead of listing only.")
+def gc(**options: Any) -> None:
+    """List, or delete, what no matrix refers to and what killed processes left."""
+    from rich.console import Console
+
+    from smskd_bench import tidying
+
+    tidying.tidy(tidying.TidyRequest(**options), Console())
+
+
+@main.command()
+@store_option
+def migrate(store: Path) -> None:
+    """Bring a store of an older version to the format of this one."""
+    from rich.console import Console
+
+    from smskd_bench import migrating
+
+    migrating.migrate(store, Console())
+
+
 @main.command("list")
 @click.argument(
     "kind", type=click.Choice(["methods", "models", "datasets", "targets", "published"])

@@ -6,7 +6,7 @@ Nothing here imports torch: an engineer who has only a bundle needs ONNX Runtime
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from smskd_export.judging import Judged, judge, write_judged
 from smskd_export.manifest import bundle_id
 from smskd_export.measuring import measure
 
+from smskd_bench.leases import LeaseBook
 from smskd_bench.measurements import device_name, measurement_folder, new_folder
 from smskd_bench.report.devices import table
+from smskd_bench.usage import in_use
 
 GATE_FAILED = 3
 STATUS_CHARS = 160
@@ -65,7 +67,8 @@ def measure_file(
     """
     opened = open_bundle(path, Path("measurements") / "bundles")
     parent = out or _parent(path, opened)
-    folder, judged = measure_opened(opened, request, test_set, parent, console)
+    with _in_use(parent):
+        folder, judged = measure_opened(opened, request, test_set, parent, console)
     print_measurement(judged, console)
     console.print(Text(f"raw samples, verdict: {folder}"), soft_wrap=True)
     return exit_code(judged)
@@ -128,6 +131,19 @@ def _parent(path: Path, opened: OpenedBundle) -> Path:
     if export.parents[1].name == "exports" and (root / "store.json").exists():
         return measurement_folder(root, export.parent.name, export.name)
     return Path("measurements") / bundle_id(opened.bundle)[:16]
+
+
+@contextmanager
+def _in_use(parent: Path) -> Iterator[None]:
+    """Keep the export that measurements in ``parent`` are of, if that lies in a store."""
+    root = parent.parents[2] if len(parent.parents) > 2 else parent
+    if not (root / "store.json").exists() or parent.parents[1].name != "measurements":
+        yield
+        return
+    with ExitStack() as used:
+        with suppress(OSError):  # cannot be written: nobody can remove anything either
+            used.enter_context(in_use(root, [parent.parent.name], LeaseBook()))
+        yield
 
 
 @contextmanager

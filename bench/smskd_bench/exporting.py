@@ -90,14 +90,15 @@ def export(request: ExportRequest, console: Console) -> int:
     run_request = RunRequest(request.matrix, request.store, request.data_root)
     worker = Worker(store, run_options(run_request, plan, "cpu"))
     code = 0
-    for cell in _chosen(request, plan, store):
-        made = _export_cell(target, cell, plan, worker)
-        for line in host_lines(made.report, made.folder):
-            console.print(Text(line), soft_wrap=True)
-        code = max(code, _measure(request, made, store, console))
-        if made.report.left_out:
-            code = GATE_FAILED
-    _draw(plan, store, console)
+    with store.in_use(plan.nodes):
+        for cell in _chosen(request, plan, store):
+            made = _export_cell(target, cell, plan, worker)
+            for line in host_lines(made.report, made.folder):
+                console.print(Text(line), soft_wrap=True)
+            code = max(code, _measure(request, made, store, console))
+            if made.report.left_out:
+                code = GATE_FAILED
+        _draw(plan, store, console)
     return code
 
 

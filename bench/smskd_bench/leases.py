@@ -208,6 +208,20 @@ def try_lock(handle: int) -> bool:
 
 def _write_new(path: Path, owner: Owner) -> bool:
     """Write a lease where there is none, in one step; False if somebody was faster."""
+    temporary = path.with_name(f".{path.name}.{owner.token}.tmp")
+    temporary.write_text(json.dumps(asdict(owner)), encoding="utf-8")
+    try:
+        os.link(temporary, path)  # whole at once: a kill leaves no lease of nobody
+    except FileExistsError:
+        return False
+    except OSError:  # not every file system has hard links
+        return _write_new_in_two_steps(path, owner)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _write_new_in_two_steps(path: Path, owner: Owner) -> bool:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
     except FileExistsError:

@@ -105,11 +105,16 @@ def run(
     plan = make_plan(load_matrix(request.matrix), request.only)
     store = Store.open(request.store)
     store.sweep(plan.nodes)
-    left = missing(plan, store)
     summary = Summary(cached=list(plan.nodes))
-    if left:
+    if missing(plan, store):
+
+        def waiting() -> None:
+            console.print("another process cleans up this store; waiting for it", soft_wrap=True)
+
         train = _train_on_slurm if request.executor == "slurm" else partial(_train, make_worker)
-        summary = train(request, plan, store, left, console, stop or StopRequest())
+        with store.in_use(plan.nodes, waiting):
+            if left := missing(plan, store):
+                summary = train(request, plan, store, left, console, stop or StopRequest())
     print_table(leaderboard_rows(plan, store), console)
     for line in _closing(plan, store, summary, request):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@
     <store>/exports/<key>/<target>/      exported students: report, bundle, test set
     <store>/measurements/                what devices brought back (measurements.py)
     <store>/tables/<key>/                outputs of frozen networks (smskd/output_table.py)
+    <store>/users/, maintenance/         who uses it now (usage.py)
     <store>/calibration.json             speeds measured by --dry-run; may be deleted
 
 Everything is written aside, fsynced and renamed (``docs/store.md``).
@@ -24,10 +25,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,13 +46,17 @@ from smskd.atomic import write_atomically, write_json
 from smskd.errors import StoreError
 from smskd_bench.leases import LEASE, LeaseBook, Owner, holder
 from smskd_bench.spec import StageSpec
+from smskd_bench.usage import in_use
 
 STORE_FORMAT = 1
+MARKER = "store.json"
 RESULT, FAILED, CHECKPOINT = "result.json", "failed.json", "checkpoint.pt"
 WEIGHTS, PREDICTIONS, SPEC = "student.safetensors", "predictions.safetensors", "spec.json"
 PREVIOUS = "checkpoint.previous.pt"
 RETRAIN = "delete its folder, and run the matrix again"
 INFERENCE = "inference.safetensors"
+
+KEY = re.compile("[0-9a-f]{64}")
 
 Record = dict[str, Any]
 
@@ -75,8 +81,8 @@ class Store:
         store = cls.peek(root)
         try:
             (root / "stages").mkdir(parents=True, exist_ok=True)
-            if not (root / "store.json").exists():
-                write_json(root / "store.json", {"format": STORE_FORMAT})
+            if not (root / MARKER).exists():
+                write_json(root / MARKER, {"format": STORE_FORMAT})
             if not os.access(root / "stages", os.W_OK):
                 raise PermissionError("it is read-only")
         except OSError as error:
@@ -89,21 +95,31 @@ class Store:
     @classmethod
     def peek(cls, root: Path) -> Store:
         """Open a store for reading only; a store that is not there yet is empty."""
-        mend = f'if {root} is a store, write {{"format": {STORE_FORMAT}}} into that file'
-        marker = _read_json(root / "store.json", mend)
-        if marker is None:
-            return cls(root)
-        if marker.get("format") != STORE_FORMAT:
-            raise StoreError(
-                f"the store {root} has format {marker.get('format')!r}; "
-                f"this version reads format {STORE_FORMAT}",
-                "use the version that made it, or another folder with --store DIR",
-            )
+        marker = read_marker(root)
+        if marker is not None and marker.get("format") != STORE_FORMAT:
+            raise other_format(root, marker)
         return cls(root)
 
     def is_there(self) -> bool:
         """Whether anything was ever run in it."""
-        return (self.root / "store.json").exists()
+        return (self.root / MARKER).exists()
+
+    @contextmanager
+    def in_use(
+        self, keys: Iterable[str], waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Keep stage runs, and the format of the store, as they are in this block.
+
+        Call it before looking which of them are done (:mod:`smskd_bench.usage`).
+
+        Raises:
+            StoreError: it cannot be written, or was migrated meanwhile.
+        """
+        with ExitStack() as used:
+            with _writing(self.root):
+                used.enter_context(in_use(self.root, keys, self.leases, waiting))
+            Store.peek(self.root)
+            yield
 
     def folder(self, key: str) -> Path:
         """The folder of one stage run."""
@@ -273,6 +289,12 @@ class Store:
                 return int(state["epoch"])
         return 0
 
+    def stage_folders(self) -> Iterator[Path]:
+        """Folders of all stage runs, of those too that were only locked so far."""
+        for key in sorted(self.folders()):
+            if KEY.fullmatch(key) and self.folder(key).is_dir():
+                yield self.folder(key)
+
     def stage_keys(self) -> Iterator[str]:
         """Keys of all stage runs that were ever begun, sorted."""
         # A folder that was only locked so far has no specification.
@@ -314,6 +336,32 @@ class Store:
     def holder(self, key: str) -> Owner | None:
         """The process that holds this stage run now, or None."""
         return holder(self.folder(key))
+
+
+def read_marker(root: Path) -> Record | None:
+    """What ``store.json`` holds; None if there is none.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    mend = f'if {root} is a store, write {{"format": {STORE_FORMAT}}} into that file'
+    return _read_json(root / MARKER, mend)
+
+
+def other_format(root: Path, marker: Record) -> StoreError:
+    """Why a store of another format is refused, and what to do."""
+    found = marker.get("format")
+    hint = "use the version that made it, or another folder with --store DIR"
+    if isinstance(found, str) and " to " in found:
+        hint = (
+            "its migration was cut short; go on with the version that began it: "
+            f"smskd-bench migrate --store {root}"
+        )
+    elif isinstance(found, int) and found < STORE_FORMAT:
+        hint = f"bring it up to date: smskd-bench migrate --store {root}"
+    return StoreError(
+        f"the store {root} has format {found!r}; this version reads format {STORE_FORMAT}", hint
+    )
 
 
 def place_of(state: Record) -> Place:

@@ -27,6 +27,9 @@ COMMANDS = [
     "run",
     "status",
     "leaderboard",
+    "verify",
+    "gc",
+    "migrate",
     "list",
     "import",
     "fetch",
@@ -161,6 +164,11 @@ FROZEN = {
     ],
     "status": [STORE, ("--matrix", None, None), ONLY],
     "leaderboard": [MATRIX, STORE, ONLY, ("--format", None, "table"), ("--devices", None, False), ("--picture", None, None)],
+    "verify": [
+        ("cell", None, "required"), MATRIX, STORE, DATA, ("--stage", None, None), ("--all-stages", None, False), ("--scratch", None, None),
+    ],
+    "gc": [("--matrix", None, None), STORE, ("--delete", None, False)],
+    "migrate": [STORE],
     "list": [("kind", None, "required")],
     "import": [
         ("file", None, "required"), ("--model", None, "required"), ("--classes", None, "required"), ("--out", None, "required"),
