@@ -22,6 +22,7 @@ from smskd_export.measuring import measure
 
 from smskd_bench.measurements import device_name, measurement_folder, new_folder
 from smskd_bench.report.devices import table
+from smskd_bench.terminal import Terminal
 
 GATE_FAILED = 3
 STATUS_CHARS = 160
@@ -117,7 +118,7 @@ def exit_code(judged: Judged) -> int:
 def print_measurement(judged: Judged, console: Console) -> None:
     """Print the table; a console that is no terminal gets wide lines."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=200)
+        console = Terminal(file=console.file, width=200)
     console.print(table(judged))
 
 

@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
+from smskd_export.yaml_reader import DocPath, YamlDocument
 
 from smskd.errors import ConfigError, SmskdError, did_you_mean
-from smskd_bench.yaml_reader import DocPath, YamlDocument
 
 Form = TypeVar("Form")
 

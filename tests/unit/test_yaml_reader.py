@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from smskd_bench.config import check_matrix
-from smskd_bench.yaml_reader import parse_yaml, read_yaml, show_path
+from smskd_export.yaml_reader import parse_yaml, read_yaml, show_path
 
 from smskd.errors import ConfigError, SmskdError
 
