@@ -47,10 +47,8 @@ class _Group(click.Group):
             click.echo(f"  {shlex.join(['smskd-bench', *sys.argv[1:]])}", err=True)
             sys.exit(128 + number)
         except click.ClickException as error:
-            from smskd.printable import printable
-
-            error.message = printable(error.message)
-            raise
+            _say(error)
+            sys.exit(error.exit_code)
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
@@ -60,6 +58,15 @@ class _Group(click.Group):
                 raise
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+
+
+def _say(error: click.ClickException) -> None:
+    """As click says it, but that nothing in it can steer a terminal."""
+    from smskd.printable import printable
+
+    said = io.StringIO()
+    error.show(said)
+    click.echo(printable(said.getvalue()), err=True, nl=False)
 
 
 def _workers(ctx: click.Context, param: click.Parameter, value: str) -> int | str:

@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +41,9 @@ from torch import Tensor
 
 from smskd.atomic import write_atomically, write_json
 from smskd.errors import StoreError
+from smskd.strict_json import parse_json
 from smskd_bench.leases import LEASE, LeaseBook, Owner, holder
+from smskd_bench.record_forms import FailureForm, ResultForm, problem_with
 from smskd_bench.spec import StageSpec
 
 STORE_FORMAT = 1
@@ -114,11 +116,14 @@ class Store:
 
     def result(self, key: str) -> Record | None:
         """The result of a finished stage run, or None."""
-        return _read_json(self.folder(key) / RESULT)
+        record = _read_json(self.folder(key) / RESULT, form=ResultForm)
+        if record is not None and record.get("key", key) != key:
+            raise _damaged(self.folder(key) / RESULT, "it is another stage run's")
+        return record
 
     def failure(self, key: str) -> Record | None:
         """Status and reason of a failed stage run, or None."""
-        return _read_json(self.folder(key) / FAILED)
+        return _read_json(self.folder(key) / FAILED, form=FailureForm)
 
     def spec_document(self, key: str) -> Record:
         """The specification a stage run was begun with.
@@ -340,18 +345,43 @@ def _link(path: Path, other: Path) -> None:
 
 
 def _read_checkpoint(path: Path) -> Record | None:
-    if not path.exists():
-        return None
+    """A resume state, or None if there is none, or not every byte of it as it was written."""
     try:
-        state: Record = torch.load(path, weights_only=True, map_location="cpu")
+        data = io.BytesIO(path.read_bytes())
+        if not _is_whole(data):
+            return None
+        state = torch.load(data, weights_only=True, map_location="cpu")
     except Exception:  # torch raises many kinds for a damaged file; all mean it cannot be used
         return None
-    return state
+    return state if _is_state(state) else None
 
 
-def _read_json(path: Path, mend: str = RETRAIN) -> Record | None:
+def _is_whole(data: io.BytesIO) -> bool:
+    """Whether all checksums hold in a file of ``torch.save``; torch writes them, and reads none."""
+    with zipfile.ZipFile(data) as archive:
+        stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+        whole = stored and archive.testzip() is None
+    data.seek(0)
+    return whole
+
+
+def _is_state(state: object) -> bool:
+    if not isinstance(state, dict):
+        return False
+    counts, sessions = (state.get("epoch"), state.get("steps", 0)), state.get("sessions")
+    return all(type(count) is int and count >= 0 for count in counts) and (
+        sessions is None
+        or (isinstance(sessions, list) and all(isinstance(one, dict) for one in sessions))
+    )
+
+
+def _damaged(path: Path, reason: object, mend: str = RETRAIN) -> StoreError:
+    return StoreError(f"{path} is damaged: {reason}", mend)
+
+
+def _read_json(path: Path, mend: str = RETRAIN, form: type | None = None) -> Record | None:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -360,9 +390,11 @@ def _read_json(path: Path, mend: str = RETRAIN) -> Record | None:
             "check the path and its permissions, or choose another folder with --store DIR",
         ) from None
     except ValueError as error:
-        raise StoreError(f"{path} is damaged: {error}", mend) from None
+        raise _damaged(path, error, mend) from None
     if not isinstance(value, dict):
-        raise StoreError(f"{path} is damaged: it holds no record", mend)
+        raise _damaged(path, "it holds no record", mend)
+    if form is not None and (problem := problem_with(value, form)):
+        raise _damaged(path, problem, mend)
     return value
 
 
