@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -38,9 +39,15 @@ def read_record(path: Path, kind: type[T], known: int, again: str) -> T | None:
             "update smskd-bench" if schema > known else again,
         )
     try:
-        return TypeAdapter(kind).validate_python(record)
+        found: T = _adapter(cast(type, kind)).validate_python(record)
+        return found
     except ValidationError as error:
         raise StoreError(f"{path} is damaged: {first_problem(error)}", again) from error
+
+
+@cache  # building one takes fifty milliseconds, and tables read many records
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def first_problem(error: ValidationError) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -286,13 +287,18 @@ def load_target(name_or_path: str | Path) -> Target:
     text, where = _read(str(name_or_path))
     document = parse_yaml(text, Path(where))
     try:
-        return TypeAdapter(Target).validate_python(document.content)
+        return _adapter().validate_python(document.content)
     except ValidationError as error:
         problems = "; ".join(_problem(e["loc"], e["msg"]) for e in error.errors())
         raise ConfigError(
             f"{where}: {problems}",
             "compare it with a shipped profile: " + ", ".join(list_targets()),
         ) from error
+
+
+@cache
+def _adapter() -> TypeAdapter[Target]:
+    return TypeAdapter(Target)
 
 
 def _read(name: str) -> tuple[str, str]:
