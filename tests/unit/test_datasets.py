@@ -380,7 +380,7 @@ def test_unsafe_archives_are_refused(archive, serve, tmp_path):
 def test_archives_without_end_are_refused(limit, serve, tmp_path, monkeypatch):
     monkeypatch.setattr(download, limit, 2)
     url, md5 = serve(tar_of("ok", {name: bytes(9) for name in "abc"}))
-    with pytest.raises(DataError, match="more than 2"):
+    with pytest.raises(DataError, match=r"more than (10000 files or )?2 "):
         download_archive(url, md5, tmp_path / "root")
     assert list((tmp_path / "root").iterdir()) == []
 
