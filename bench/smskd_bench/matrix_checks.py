@@ -259,9 +259,11 @@ def _check_epochs(
 
 
 def _check_unique(key: str, names: Sequence[object], problems: Problems) -> None:
+    seen: set[object] = set()
     for i, name in enumerate(names):
-        if name in names[:i]:
+        if name in seen:
             problems.add((key, i), f"{name!r} is there twice{_rename_hint(key)}")
+        seen.add(name)
 
 
 def _rename_hint(key: str) -> str:

@@ -53,6 +53,7 @@ def check_quiet(bench, done):
     assert {path.name for path in bench.folder.parent.iterdir()} == {"bench"}
 
 
+@pytest.mark.slow
 def test_names_of_rows_and_matrices(bench):
     rows = [{"stages": ["scratch"], "name": name} for name in NAMES.values()]
     for row in rows[1:]:
@@ -112,6 +113,7 @@ HOSTS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_names_of_devices(bench):
     """Refused before anything is started, whatever ssh is: here one that would tell."""
     ssh = bench.folder / "ssh"
@@ -136,6 +138,7 @@ PLACES = (
 )
 
 
+@pytest.mark.slow
 def test_paths_of_stores_and_data(bench):
     matrix = bench.matrix(tiny(["scratch"], recipe={"epochs": [1], "batch_size": 50}))
     shutil.copy(matrix, bench.folder / "cwd" / "-m.yaml")
@@ -148,6 +151,7 @@ def test_paths_of_stores_and_data(bench):
     assert left == {"-m.yaml", *PLACES}
 
 
+@pytest.mark.slow
 def test_paths_that_are_not_there(bench):
     for place in (*PLACES, "x" * 300, "../" * 40 + "none"):
         for words in (

@@ -32,6 +32,7 @@ def told(folder, leave_out=()):
     ]
 
 
+@pytest.mark.slow
 def test_keys_are_nowhere(bench):
     matrix, store = bench.matrix(tiny(["scratch"], ["kd"])), bench.folder / "store"
     online = {**SECRETS, "WANDB_MODE": "offline"}
