@@ -54,6 +54,7 @@ def check_quiet(bench, done):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_names_of_rows_and_matrices(bench):
     rows = [{"stages": ["scratch"], "name": name} for name in NAMES.values()]
     for row in rows[1:]:
@@ -114,6 +115,7 @@ HOSTS = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_names_of_devices(bench):
     """Refused before anything is started, whatever ssh is: here one that would tell."""
     ssh = bench.folder / "ssh"
@@ -139,6 +141,7 @@ PLACES = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_paths_of_stores_and_data(bench):
     matrix = bench.matrix(tiny(["scratch"], recipe={"epochs": [1], "batch_size": 50}))
     shutil.copy(matrix, bench.folder / "cwd" / "-m.yaml")
@@ -152,6 +155,7 @@ def test_paths_of_stores_and_data(bench):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_paths_that_are_not_there(bench):
     for place in (*PLACES, "x" * 300, "../" * 40 + "none"):
         for words in (
