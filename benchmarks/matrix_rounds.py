@@ -16,7 +16,7 @@ from smskd_bench.config import load_matrix
 from smskd_bench.environment import code_revision
 from smskd_bench.plan import Cell, Plan, make_plan
 from smskd_bench.store import WEIGHTS, Record, Store
-from smskd_bench.yaml_reader import read_yaml
+from smskd_export.yaml_reader import read_yaml
 
 from benchmarks.interleave import Clock
 from benchmarks.timed_run import Timed, timed_run

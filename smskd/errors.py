@@ -20,9 +20,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from smskd.printable import printable
+
 
 class SmskdError(Exception):
     """A problem with one clear message: what, where and why, then what to do next.
+
+    Both may name anything found in a file; what could steer a terminal is escaped here.
 
     Args:
         message: What went wrong, where, and why.
@@ -33,8 +37,8 @@ class SmskdError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n  -> {self.hint}" if self.hint else self.message

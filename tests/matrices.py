@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 from smskd_bench.config import check_matrix
 from smskd_bench.plan import make_plan
-from smskd_bench.yaml_reader import parse_yaml
+from smskd_export.yaml_reader import parse_yaml
 
 FILE = Path("some.yaml")
 PAIR = "resnet14_half>resnet8_quarter"

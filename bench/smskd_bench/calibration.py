@@ -6,7 +6,6 @@ another version is simply measured anew.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from smskd.atomic import write_json
+from smskd.strict_json import parse_json
 from smskd_bench.environment import device_name
 from smskd_bench.problems import read_strictly
 from smskd_bench.speed import Workload, as_measured, measure
@@ -131,7 +131,7 @@ def _estimate(late: list[Workload], measured: dict[Workload, float]) -> dict[Wor
 def _read(path: Path) -> dict[_Place, float]:
     """All measurements in a file; none if it is not there or cannot be understood."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"), bounded=True)
         if document["format"] == FORMAT:
             return dict(_entry(entry) for entry in document["measured"])
     return {}

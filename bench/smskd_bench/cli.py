@@ -46,7 +46,10 @@ class _Group(click.Group):
             click.echo("\nstopped; the same command goes on from the last checkpoint:", err=True)
             click.echo(f"  {shlex.join(['smskd-bench', *sys.argv[1:]])}", err=True)
             sys.exit(128 + number)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            _say(error)
+            sys.exit(error.exit_code)
+        except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
             from smskd.errors import SmskdError
@@ -55,6 +58,15 @@ class _Group(click.Group):
                 raise
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+
+
+def _say(error: click.ClickException) -> None:
+    """As click says it, but that nothing in it can steer a terminal."""
+    from smskd.printable import printable
+
+    said = io.StringIO()
+    error.show(said)
+    click.echo(printable(said.getvalue()), err=True, nl=False)
 
 
 def _workers(ctx: click.Context, param: click.Parameter, value: str) -> int | str:
@@ -127,17 +139,16 @@ def main() -> None:
 @click.option("--download", is_flag=True, help="Download missing data into --data-root.")
 def run(dry_run: bool, **options: Any) -> None:
     """Train what is missing of a matrix, then show its table."""
-    from rich.console import Console
-
     from smskd_bench import running
+    from smskd_bench.terminal import Terminal
 
     request = running.request(**options)
     if dry_run:
         from smskd_bench.dry_run import dry_run as show
 
-        show(request, Console(), Console(stderr=True))
+        show(request, Terminal(), Terminal(stderr=True))
     else:
-        sys.exit(running.run(request, Console()))
+        sys.exit(running.run(request, Terminal()))
 
 
 @main.command()
@@ -146,11 +157,10 @@ def run(dry_run: bool, **options: Any) -> None:
 @only_option
 def status(store: Path, matrix: Path | None, only: str | None) -> None:
     """Show what a store holds: done, running, stopped, failed."""
-    from rich.console import Console
-
     from smskd_bench import status as status_command
+    from smskd_bench.terminal import Terminal
 
-    status_command.report(store, matrix, only, Console())
+    status_command.report(store, matrix, only, Terminal())
 
 
 @main.command()
@@ -167,11 +177,10 @@ def status(store: Path, matrix: Path | None, only: str | None) -> None:
 )
 def leaderboard(**options: Any) -> None:
     """Rank the rows of a matrix from what the store holds."""
-    from rich.console import Console
-
     from smskd_bench.report import board
+    from smskd_bench.terminal import Terminal
 
-    board.show(board.BoardRequest(**options), Console())
+    board.show(board.BoardRequest(**options), Terminal())
 
 
 @main.command()
@@ -250,10 +259,11 @@ def list_names(kind: str) -> None:
 )  # fmt: skip
 def import_weights(**options: Any) -> None:
     """Turn a published checkpoint into weights that a matrix can name; no code in it is run."""
+    from smskd.printable import printable
     from smskd_bench import importing
 
     for line in importing.import_file(importing.ImportRequest(**options)):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 @main.command()
@@ -274,11 +284,10 @@ def fetch(dataset: str, data_root: Path | None) -> None:
 @data_option
 def doctor(store: Path, data_root: Path | None) -> None:
     """Check versions, devices, data and login; say what is missing and how to get it."""
-    from rich.console import Console
-
     from smskd_bench import doctor as doctor_command
+    from smskd_bench.terminal import Terminal
 
-    sys.exit(doctor_command.report(store, data_root, Console()))
+    sys.exit(doctor_command.report(store, data_root, Terminal()))
 
 
 _DEVICE_OPTIONS = (
@@ -328,11 +337,10 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )  # fmt: skip
 def export(**options: Any) -> None:
     """Export students to ONNX in every precision, check them, and measure them on a device."""
-    from rich.console import Console
-
     from smskd_bench import exporting
+    from smskd_bench.terminal import Terminal
 
-    sys.exit(exporting.export(exporting.request(**options), Console()))
+    sys.exit(exporting.export(exporting.request(**options), Terminal()))
 
 
 @main.command()
@@ -342,11 +350,10 @@ def export(**options: Any) -> None:
 @click.option("--out", type=_FOLDER, help="Folder of the measurements of this bundle.")
 def measure(bundle: Path, test_set: Path | None, out: Path | None, **options: Any) -> None:
     """Measure an exported BUNDLE (folder or .tar) here or on a device; needs no torch."""
-    from rich.console import Console
-
     from smskd_bench.device_runs import MeasureRequest, measure_file
+    from smskd_bench.terminal import Terminal
 
-    sys.exit(measure_file(bundle, MeasureRequest(**options), test_set, out, Console()))
+    sys.exit(measure_file(bundle, MeasureRequest(**options), test_set, out, Terminal()))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smskd_export.yaml_reader import DocPath, YamlDocument, read_yaml
+
 from smskd.datasets import DATASETS
 from smskd.errors import ConfigError, UsageError, did_you_mean
 from smskd.methods import METHODS, MODIFIERS, load_plugins
@@ -19,7 +21,6 @@ from smskd.models import MODELS, model_entry
 from smskd_bench.matrix import STUDENT, Matrix
 from smskd_bench.matrix_checks import check_values
 from smskd_bench.problems import Problems, read_strictly
-from smskd_bench.yaml_reader import DocPath, YamlDocument, read_yaml
 
 Document = dict[str, Any]
 

@@ -23,6 +23,7 @@ from smskd_export.measuring import measure
 from smskd_bench.leases import LeaseBook
 from smskd_bench.measurements import device_name, measurement_folder, new_folder
 from smskd_bench.report.devices import table
+from smskd_bench.terminal import Terminal
 from smskd_bench.usage import in_use
 
 GATE_FAILED = 3
@@ -120,7 +121,7 @@ def exit_code(judged: Judged) -> int:
 def print_measurement(judged: Judged, console: Console) -> None:
     """Print the table; a console that is no terminal gets wide lines."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=200)
+        console = Terminal(file=console.file, width=200)
     console.print(table(judged))
 
 

@@ -27,6 +27,7 @@ from smskd_bench.device_runs import (
     measure_opened,
     print_measurement,
 )
+from smskd_bench.file_names import file_name
 from smskd_bench.measurements import latest, measurement_folder
 from smskd_bench.plan import Cell, Plan, make_plan
 from smskd_bench.report.export_lines import host_lines
@@ -200,7 +201,7 @@ def _draw(plan: Plan, store: Store, console: Console) -> None:
     if not found:
         return
     for ending in (".png", ".html"):
-        path = store.root / "pictures" / f"{plan.matrix.name}-devices{ending}"
+        path = store.root / "pictures" / f"{file_name(plan.matrix.name)}-devices{ending}"
         try:
             draw(found, path, plan.matrix.name)
         except ConfigError as error:

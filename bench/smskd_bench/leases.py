@@ -25,6 +25,8 @@ from functools import lru_cache
 from io import IOBase
 from pathlib import Path
 
+from smskd.strict_json import parse_json
+
 LOCK, LEASE = "lock", "lease.json"
 BEAT_S = 10.0
 STALE_S = 60.0
@@ -190,9 +192,12 @@ def holder(folder: Path) -> Owner | None:
 def read_owner(path: Path) -> Owner | None:
     """What a lease says; None if there is none, or nothing that can be read."""
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+        owner = Owner(**parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+    texts, counts = (owner.host, owner.name, owner.token), (owner.pid, owner.beat)
+    known = all(isinstance(text, str) for text in texts) and all(type(n) is int for n in counts)
+    return owner if known else None
 
 
 def try_lock(handle: int) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from smskd_export.yaml_reader import DocPath
+
 from smskd.datasets import DATASETS
 from smskd.errors import ConfigError, did_you_mean
 from smskd.schedule import equal_budget
@@ -21,7 +23,6 @@ from smskd_bench.matrix import (
 )
 from smskd_bench.naming import row_name
 from smskd_bench.problems import Problems
-from smskd_bench.yaml_reader import DocPath
 
 
 def check_values(matrix: Matrix, problems: Problems) -> None:
@@ -258,9 +259,11 @@ def _check_epochs(
 
 
 def _check_unique(key: str, names: Sequence[object], problems: Problems) -> None:
+    seen: set[object] = set()
     for i, name in enumerate(names):
-        if name in names[:i]:
+        if name in seen:
             problems.add((key, i), f"{name!r} is there twice{_rename_hint(key)}")
+        seen.add(name)
 
 
 def _rename_hint(key: str) -> str:

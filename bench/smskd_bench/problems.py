@@ -8,9 +8,9 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
+from smskd_export.yaml_reader import DocPath, YamlDocument
 
 from smskd.errors import ConfigError, SmskdError, did_you_mean
-from smskd_bench.yaml_reader import DocPath, YamlDocument
 
 Form = TypeVar("Form")
 
@@ -20,13 +20,17 @@ class Problems:
 
     def __init__(self, document: YamlDocument) -> None:
         self.document = document
-        self.found: list[tuple[DocPath, str]] = []
+        self._found: dict[tuple[DocPath, str], None] = {}
+
+    @property
+    def found(self) -> list[tuple[DocPath, str]]:
+        """Where, and what."""
+        return list(self._found)
 
     def add(self, path: DocPath, message: str) -> None:
         """Note one problem; the same one twice is noted once."""
         message = message.replace("\n  -> ", "; ").replace("\n", " ")  # one problem, one line
-        if (path, message) not in self.found:
-            self.found.append((path, message))
+        self._found.setdefault((path, message))
 
     def validate(self, form: type[Form], value: object, path: DocPath) -> Form | None:
         """Check ``value`` against a dataclass, strictly, and note what does not fit."""

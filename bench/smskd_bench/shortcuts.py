@@ -25,4 +25,4 @@ def took_shortcuts(sessions: list[Record]) -> bool:
 def takes_shortcuts(paths: Record) -> bool:
     """Whether a result's ``fast_paths`` name any shortcut."""
     plain: Record = {"teacher": "live", "reference": "live", "folded": 1, "compiled": False}
-    return any(value != plain[name] for name, value in paths.items())
+    return any(value != plain.get(name) for name, value in paths.items())

@@ -28,6 +28,7 @@ import os
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -36,7 +37,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
@@ -44,7 +44,9 @@ from torch import Tensor
 
 from smskd.atomic import write_atomically, write_json
 from smskd.errors import StoreError
+from smskd.strict_json import parse_json
 from smskd_bench.leases import LEASE, LeaseBook, Owner, holder
+from smskd_bench.record_forms import FailureForm, ResultForm, problem_with
 from smskd_bench.spec import StageSpec
 from smskd_bench.usage import in_use
 
@@ -131,11 +133,14 @@ class Store:
 
     def result(self, key: str) -> Record | None:
         """The result of a finished stage run, or None."""
-        return _read_json(self.folder(key) / RESULT)
+        record = _read_json(self.folder(key) / RESULT, form=ResultForm)
+        if record is not None and record.get("key", key) != key:
+            raise _damaged(self.folder(key) / RESULT, "it is another stage run's")
+        return record
 
     def failure(self, key: str) -> Record | None:
         """Status and reason of a failed stage run, or None."""
-        return _read_json(self.folder(key) / FAILED)
+        return _read_json(self.folder(key) / FAILED, form=FailureForm)
 
     def spec_document(self, key: str) -> Record:
         """The specification a stage run was begun with.
@@ -284,7 +289,7 @@ class Store:
     def saved_epochs(self, key: str) -> int:
         """Epochs of the newest resume state that can be read, whose tensors are left on disk."""
         for name in (CHECKPOINT, PREVIOUS):
-            state = _read_checkpoint(self.folder(key) / name, mmap=True)
+            state = _read_checkpoint(self.folder(key) / name, glance=True)
             if state is not None:
                 return int(state["epoch"])
         return 0
@@ -421,19 +426,50 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _read_checkpoint(path: Path, mmap: bool = False) -> Record | None:
-    if not path.exists():
-        return None
+def _read_checkpoint(path: Path, glance: bool = False) -> Record | None:
+    """A resume state, or None if there is none, or not every byte of it as it was written.
+
+    A ``glance`` leaves the tensors on disk, and so does not look for damage in them.
+    """
     try:
-        state: Record = torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
+        if glance:
+            state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        else:
+            data = io.BytesIO(path.read_bytes())
+            if not _is_whole(data):
+                return None
+            state = torch.load(data, weights_only=True, map_location="cpu")
     except Exception:  # torch raises many kinds for a damaged file; all mean it cannot be used
         return None
-    return state
+    return state if _is_state(state) else None
 
 
-def _read_json(path: Path, mend: str = RETRAIN) -> Record | None:
+def _is_whole(data: io.BytesIO) -> bool:
+    """Whether all checksums hold in a file of ``torch.save``; torch writes them, and reads none."""
+    with zipfile.ZipFile(data) as archive:
+        stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
+        whole = stored and archive.testzip() is None
+    data.seek(0)
+    return whole
+
+
+def _is_state(state: object) -> bool:
+    if not isinstance(state, dict):
+        return False
+    counts, sessions = (state.get("epoch"), state.get("steps", 0)), state.get("sessions")
+    return all(type(count) is int and count >= 0 for count in counts) and (
+        sessions is None
+        or (isinstance(sessions, list) and all(isinstance(one, dict) for one in sessions))
+    )
+
+
+def _damaged(path: Path, reason: object, mend: str = RETRAIN) -> StoreError:
+    return StoreError(f"{path} is damaged: {reason}", mend)
+
+
+def _read_json(path: Path, mend: str = RETRAIN, form: type | None = None) -> Record | None:
     try:
-        value = from_json(path.read_bytes())
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -442,9 +478,11 @@ def _read_json(path: Path, mend: str = RETRAIN) -> Record | None:
             "check the path and its permissions, or choose another folder with --store DIR",
         ) from None
     except ValueError as error:
-        raise StoreError(f"{path} is damaged: {error}", mend) from None
+        raise _damaged(path, error, mend) from None
     if not isinstance(value, dict):
-        raise StoreError(f"{path} is damaged: it holds no record", mend)
+        raise _damaged(path, "it holds no record", mend)
+    if form is not None and (problem := problem_with(value, form)):
+        raise _damaged(path, problem, mend)
     return value
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from smskd.compiled import compile_networks
 from smskd.cost import model_cost
 from smskd.data import ResidentBatches
-from smskd.errors import ConfigError, DivergedError, IncompatibleError
+from smskd.errors import ConfigError, DivergedError, IncompatibleError, StoreError
 from smskd.evaluate import Evaluation, evaluate
 from smskd.folded import Folded
 from smskd.meter import Row
@@ -39,7 +39,7 @@ from smskd_bench.pauses import Pauses
 from smskd_bench.shortcuts import shortcuts_of, took_shortcuts
 from smskd_bench.spec import DataSpec, MethodSpec, StageSpec
 from smskd_bench.stopping import StopRequest
-from smskd_bench.store import Place, Record, Store, place_of
+from smskd_bench.store import RETRAIN, SPEC, Place, Record, Store, place_of
 from smskd_bench.table_shelf import TableChoice, TableShelf
 from smskd_bench.tables import TableKey, TablePlan
 from smskd_bench.threads import step_threads
@@ -251,9 +251,20 @@ class Worker:
         return self._teachers[key]
 
     def spec(self, key: str) -> StageSpec:
-        """Read a specification back from the store."""
+        """Read a specification back from the store.
+
+        Raises:
+            StoreError: it is missing, or not the one that was written.
+        """
         document = self.store.spec_document(key)
-        return StageSpec.from_document(document)
+        try:
+            spec = StageSpec.from_document(document)
+        except ValueError:
+            spec = None
+        if spec is None or spec.key != key:
+            path = self.store.folder(key) / SPEC
+            raise StoreError(f"{path} is damaged: it is not what its key stands for", RETRAIN)
+        return spec
 
     def _begin(self, spec: StageSpec, place: Place | None = None, sharing: int = 1) -> Begun:
         """Build a stage run and bring it to where it stopped, or to an earlier ``place``."""

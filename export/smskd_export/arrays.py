@@ -22,7 +22,8 @@ def read_array(path: Path, remedy: str = "export the student again") -> NDArray[
         StoreError: it cannot be read.
     """
     try:
-        array = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # numpy leaves a damaged .npz open
+            array = np.load(file, allow_pickle=False)
     except Exception as error:  # damaged headers make numpy raise much that it does not document
         raise StoreError(f"{path} is damaged: {error}", remedy) from error
     if not isinstance(array, np.ndarray):

@@ -12,6 +12,7 @@ events.jsonl                         the runner's lines, in order of time
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -317,6 +318,19 @@ def _check_files(folder: Path, found: Measurement, again: str) -> None:
             raise StoreError(f"{folder / name} is missing: {error.strerror}", again) from error
         if hashlib.sha256(data).hexdigest() != digest:
             raise StoreError(f"{folder / name} is not the file that was measured", again)
+    used = {name for row in found.rows for name in _names(row)}
+    if unknown := used - found.files.keys():
+        text = f"it speaks of {min(unknown)!r}, which is none of its files"
+        raise StoreError(f"{folder / RESULT} is damaged: {text}", again)
+
+
+def _names(row: DeviceRow) -> Iterator[str]:
+    """Files that a row is read from."""
+    if row.accuracy is not None:
+        yield row.accuracy.classes_file
+    if row.samples is not None:
+        files = (row.samples.host_file, row.samples.gpu_file, row.samples.enqueue_file)
+        yield from filter(None, files)
 
 
 def load_samples(folder: Path, name: str) -> NDArray[np.int64]:

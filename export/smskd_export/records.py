@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from smskd.errors import StoreError
+from smskd.strict_json import parse_json
 
 T = TypeVar("T")
 
@@ -26,10 +27,10 @@ def read_record(path: Path, kind: type[T], known: int, again: str) -> T | None:
         StoreError: it is damaged, or another version wrote it.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"), bounded=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise StoreError(f"{path} is damaged: {error}", again) from error
     schema = record.get("schema") if isinstance(record, dict) else None
     if isinstance(schema, int) and schema != known:
@@ -38,9 +39,15 @@ def read_record(path: Path, kind: type[T], known: int, again: str) -> T | None:
             "update smskd-bench" if schema > known else again,
         )
     try:
-        return TypeAdapter(kind).validate_python(record)
+        found: T = _adapter(cast(type, kind)).validate_python(record)
+        return found
     except ValidationError as error:
         raise StoreError(f"{path} is damaged: {first_problem(error)}", again) from error
+
+
+@cache  # building one takes fifty milliseconds, and tables read many records
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def first_problem(error: ValidationError) -> str:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from smskd.errors import ConfigError, unknown_name
+from smskd_export.yaml_reader import parse_yaml, read_text
 
 _FORBID = ConfigDict(extra="forbid")
 _SUFFIXES = (".yaml", ".yml")
@@ -232,6 +233,10 @@ class Target:
     calibration: Calibration = field(default_factory=Calibration)
 
     def __post_init__(self) -> None:
+        _require(  # folders are named after it
+            bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,63}", self.name)),
+            "name: use at most 64 of A-Z, a-z, 0-9, + - _ ., a letter or digit first",
+        )
         _require(
             OLDEST_OPSET <= self.opset <= NEWEST_OPSET,
             f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}",
@@ -280,10 +285,9 @@ def load_target(name_or_path: str | Path) -> Target:
         ConfigError: the file cannot be read, or a field is missing, unknown or wrong.
     """
     text, where = _read(str(name_or_path))
+    document = parse_yaml(text, Path(where))
     try:
-        return TypeAdapter(Target).validate_python(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {error}") from error
+        return _adapter().validate_python(document.content)
     except ValidationError as error:
         problems = "; ".join(_problem(e["loc"], e["msg"]) for e in error.errors())
         raise ConfigError(
@@ -292,13 +296,15 @@ def load_target(name_or_path: str | Path) -> Target:
         ) from error
 
 
+@cache
+def _adapter() -> TypeAdapter[Target]:
+    return TypeAdapter(Target)
+
+
 def _read(name: str) -> tuple[str, str]:
     """Text of a profile and how to call it in a message."""
     if name.endswith(_SUFFIXES) or len(Path(name).parts) > 1:
-        try:
-            return Path(name).read_text(encoding="utf-8"), name
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read target profile {name}: {error}") from error
+        return read_text(Path(name)), name
     if name not in list_targets():
         raise unknown_name("target", name, list_targets())
     profile = files("smskd_export") / "targets" / f"{name}.yaml"

@@ -17,6 +17,9 @@ CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60.0
 """Longest silence of the server; the whole download may take longer."""
 
+MOST_FETCHED, MOST_UNPACKED, MOST_FILES = 1 << 30, 4 << 30, 10_000
+"""Bytes of an archive and of what it holds: several times the largest data set that is known."""
+
 
 def download_archive(url: str, md5: str, dest_dir: Path) -> None:
     """Download a ``.tar.gz``, check its MD5 and put what it holds into ``dest_dir``.
@@ -63,14 +66,27 @@ def _fetch(url: str, path: Path) -> str:
         while chunk := answer.read(CHUNK_BYTES):
             digest.update(chunk)
             file.write(chunk)
+            if file.tell() > MOST_FETCHED:
+                raise DataError(
+                    f"{url} sends more than {MOST_FETCHED} bytes, and no archive is as large",
+                    "fetch the archive in another way",
+                )
     return digest.hexdigest()
 
 
 def _unpack(archive: Path, target: Path) -> None:
     """Write regular files only, by hand: tarfile's own filter is missing before Python 3.11.4."""
     target.mkdir()
+    left = MOST_UNPACKED
     with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
+        for count, member in enumerate(tar):
+            left -= member.size
+            if left < 0 or count >= MOST_FILES:
+                raise DataError(
+                    f"the archive holds more than {MOST_FILES} files or {MOST_UNPACKED} bytes; "
+                    "nothing was unpacked",
+                    "do not use this archive; report where it came from",
+                )
             name = PurePosixPath(member.name)
             escapes = name.is_absolute() or ".." in name.parts or "\\" in member.name
             if escapes or not (member.isfile() or member.isdir()):

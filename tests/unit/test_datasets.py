@@ -21,6 +21,7 @@ from smskd.datasets import (
     DATASETS,
     content_sha256,
     dataset_info,
+    download,
     load_dataset,
     split_indices,
 )
@@ -373,6 +374,15 @@ def test_unsafe_archives_are_refused(archive, serve, tmp_path):
         download_archive(url, md5, root)
     assert list(root.iterdir()) == []
     assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("limit", ["MOST_FETCHED", "MOST_UNPACKED", "MOST_FILES"])
+def test_archives_without_end_are_refused(limit, serve, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, limit, 2)
+    url, md5 = serve(tar_of("ok", {name: bytes(9) for name in "abc"}))
+    with pytest.raises(DataError, match=r"more than (10000 files or )?2 "):
+        download_archive(url, md5, tmp_path / "root")
+    assert list((tmp_path / "root").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 from matrices import content, load_text, plan_of
 from smskd_bench.compatibility import check_plan
 from smskd_bench.plan import make_plan
-from smskd_bench.yaml_reader import parse_yaml
+from smskd_export.yaml_reader import parse_yaml
 
 from smskd.errors import SmskdError
 from smskd.methods import METHODS, MODIFIERS, Method, Modifier

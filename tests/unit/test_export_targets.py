@@ -141,7 +141,7 @@ def test_file_that_is_no_profile(tmp_path, text):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match="cannot read target profile"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_target(tmp_path / "none.yaml")
 
 

@@ -174,3 +174,12 @@ def test_a_file_name_from_a_device_is_not_followed(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(record))
     with pytest.raises(StoreError, match="no plain file name"):
         read_measurement(tmp_path)
+
+
+def test_a_file_that_is_none_of_the_measurement_is_not_read(tmp_path):
+    judged_of(tmp_path)
+    record = json.loads((tmp_path / "result.json").read_text())
+    record["rows"][0]["samples"]["host_file"] = "../secret.npy"
+    (tmp_path / "result.json").write_text(json.dumps(record))
+    with pytest.raises(StoreError, match="none of its files"):
+        read_measurement(tmp_path)

@@ -526,7 +526,8 @@ def test_an_error_inside_frees_the_lock(store):
 def test_weights_that_changed_since_they_were_written_are_refused(store, tmp_path):
     key = "ab" * 32
     store.folder(key).mkdir(parents=True)
-    store.complete(key, {"key": key}, {"w": torch.zeros(4)}, torch.zeros(2))
+    found = {"key": key, "test": {"top1": 1.0}, "kept": None}
+    store.complete(key, found, {"w": torch.zeros(4)}, torch.zeros(2))
     assert store.result(key)["files"].keys() == {"student.safetensors", "predictions.safetensors"}
     path = store.folder(key) / "student.safetensors"
     data = bytearray(path.read_bytes())

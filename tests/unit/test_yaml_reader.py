@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from smskd_bench.config import check_matrix
-from smskd_bench.yaml_reader import parse_yaml, read_yaml, show_path
+from smskd_export.yaml_reader import parse_yaml, read_yaml, show_path
 
 from smskd.errors import ConfigError, SmskdError
 
@@ -262,3 +262,24 @@ def test_hostile_documents_end_in_one_short_message(what):
     assert "some.yaml" in text
     assert "RecursionError" not in text
     text.encode()  # can be printed
+
+
+def test_a_file_without_end(tmp_path):
+    with pytest.raises(ConfigError, match="more than 4 MiB"):
+        read_yaml(Path("/dev/zero"))
+    (tmp_path / "large.yaml").write_bytes(b"# " + bytes([120]) * (4 << 20))
+    with pytest.raises(ConfigError, match="more than 4 MiB"):
+        read_yaml(tmp_path / "large.yaml")
+
+
+@pytest.mark.parametrize("number", [2**63 + 1, -(2**64), 10**30])
+def test_integers_beyond_64_bits(number):
+    assert "an integer beyond 64 bits" in refusal(f"a: {number}\n")
+    assert value(str(2**63)) == 2**63
+
+
+@pytest.mark.timeout(120)  # it took minutes; how long it takes now is no test
+def test_very_many_seeds_are_refused_soon():
+    seeds = ", ".join(str(i // 2) for i in range(40_000))
+    with pytest.raises(ConfigError, match="0 is there twice"):
+        check_matrix(parse_yaml(f"name: a\nseeds: [{seeds}]\n", FILE))

@@ -8,11 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from smskd.errors import ConfigError
+from smskd.printable import printable
 from smskd_bench.config import load_matrix
 from smskd_bench.plan import make_plan
 from smskd_bench.report.rows import LeaderboardRow, leaderboard_rows
 from smskd_bench.report.tables import print_table, render
 from smskd_bench.store import Store
+from smskd_bench.terminal import Terminal
 
 WIDE = 220
 
@@ -53,7 +55,7 @@ def _show_devices(rows: list[LeaderboardRow], form: str, console: Console) -> No
     from smskd_bench.report.devices import board_markdown, board_table
 
     if form == "table":
-        wide = console if console.is_terminal else Console(file=console.file, width=WIDE)
+        wide = console if console.is_terminal else Terminal(file=console.file, width=WIDE)
         wide.print(board_table(rows))
     elif form == "markdown":
         _print(board_markdown(rows), console)
@@ -64,4 +66,4 @@ def _show_devices(rows: list[LeaderboardRow], form: str, console: Console) -> No
 
 
 def _print(text: str, console: Console) -> None:
-    console.file.write(text)
+    console.file.write(printable(text, keep="\r\n"))  # csv ends its lines with both

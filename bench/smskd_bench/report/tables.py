@@ -15,6 +15,7 @@ from rich.text import Text
 
 from smskd_bench.report.exported import ExportedNumbers
 from smskd_bench.report.rows import LeaderboardRow
+from smskd_bench.terminal import Terminal
 
 PM = "\u00b1"
 FORMATS = ("table", "markdown", "csv", "json")
@@ -201,7 +202,7 @@ def _brief_status(column: Column) -> Column:
 def print_table(rows: list[LeaderboardRow], console: Console) -> None:
     """Print the terminal form; a console that is no terminal gets wide lines."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=220)
+        console = Terminal(file=console.file, width=220)
     console.print(terminal_table(rows, console.width))
 
 

@@ -22,6 +22,12 @@ MAX_DEPTH = 50
 MAX_ENTRIES = 200_000
 """Far above any real matrix; a few aliases of aliases stand for more memory than there is."""
 
+MAX_BYTES = 4 << 20
+"""Of the file, which may be anything that can be opened, such as a device without an end."""
+
+MAX_INTEGER = 2**63
+"""Numbers beyond are no counts of anything, and are too large for a float."""
+
 
 @dataclass(frozen=True)
 class YamlDocument:
@@ -66,6 +72,15 @@ class _Loader(yaml.SafeLoader):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise _refusal("half a character (an escape from d800 to dfff)", node)
         return text
+
+    def construct_yaml_int(self, node: Any) -> int:
+        number = int(self.construct_scalar(node))
+        if abs(number) > MAX_INTEGER:
+            raise _refusal("an integer beyond 64 bits", node)
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _refusal(reason: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
@@ -123,15 +138,28 @@ def read_yaml(file: Path) -> YamlDocument:
     Raises:
         ConfigError: the file cannot be read or is not YAML, with the line.
     """
+    return parse_yaml(read_text(file), file)
+
+
+def read_text(file: Path) -> str:
+    """The text of a YAML file that is not too large for one.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            data = opened.read(MAX_BYTES + 1)
+        text = data.decode("utf-8") if len(data) <= MAX_BYTES else None
     except FileNotFoundError:
         near = ", ".join(sorted(str(p) for p in file.parent.glob("*.yaml"))[:8])
         hint = f"files there: {near}" if near else f"no YAML file in {file.parent}"
         raise ConfigError(f"{file}: no such file", hint) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name with a zero in it
         raise ConfigError(f"{file}: cannot be read: {error}", "expected UTF-8 text") from None
-    return parse_yaml(text, file)
+    if text is None:
+        raise ConfigError(f"{file} has more than {MAX_BYTES >> 20} MiB", "expected a short text")
+    return text
 
 
 def parse_yaml(text: str, file: Path) -> YamlDocument:
