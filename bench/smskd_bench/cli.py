@@ -90,6 +90,27 @@ def main() -> None:
     help="Stage runs at once; 1: in this process, one after another.",
 )  # fmt: skip
 @click.option(
+    "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+    help="This machine, or the nodes of a Ray cluster (docs/cluster.md).",
+)  # fmt: skip
+@click.option(
+    "--address", metavar="HOST:PORT",
+    help="Ray cluster to join, auto for one that runs here; default: RAY_ADDRESS, or a Ray of "
+    "its own on this machine.",
+)  # fmt: skip
+@click.option(
+    "--gpus-per-stage-run", type=click.FloatRange(min=0, min_open=True, max=1),
+    help="With Ray: share of a GPU for each; default: a whole one.",
+)  # fmt: skip
+@click.option(
+    "--store-mode", type=click.Choice(["shared", "fetch"]), default="shared", show_default=True,
+    help="With Ray: all nodes see --store, or results are fetched from them.",
+)  # fmt: skip
+@click.option(
+    "--node-store", type=_FOLDER,
+    help="With --store-mode fetch: where nodes work; default: their folder for temporary files.",
+)  # fmt: skip
+@click.option(
     "--teacher-table", type=click.Choice(["auto", "off", "fp16", "fp32"]), default="auto",
     show_default=True, help="Look frozen networks up instead of running them, where that pays.",
 )  # fmt: skip

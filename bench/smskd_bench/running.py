@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,7 @@ from smskd_bench.executors import local, pool
 from smskd_bench.executors.ledger import Summary, missing
 from smskd_bench.executors.messages import WorkerSetup
 from smskd_bench.executors.observing import Observers
+from smskd_bench.executors.ray_settings import ExecutorKind, RaySettings, StoreMode
 from smskd_bench.fast_paths import FastPaths
 from smskd_bench.folds import FoldChoice, choose_folds
 from smskd_bench.importing import check_imports
@@ -60,11 +63,14 @@ class RunRequest:
     download: bool = False
     threads: int | None = None
     paths: FastPaths = field(default_factory=FastPaths)
+    ray: RaySettings | None = None
 
 
 def request(
     exact: bool, teacher_table: TableChoice, fold_seeds: FoldChoice, compile: bool,
-    workers: Wanted, **options: Any,
+    workers: Wanted, executor: ExecutorKind = "local", address: str | None = None,
+    gpus_per_stage_run: float | None = None, store_mode: StoreMode = "shared",
+    node_store: Path | None = None, **options: Any,
 ) -> RunRequest:  # fmt: skip
     """A request from the command line's options.
 
@@ -74,7 +80,11 @@ def request(
     paths = FastPaths.choose(
         exact, teacher_table=teacher_table, fold_seeds=fold_seeds, compile=compile, workers=workers
     )
-    return RunRequest(**options, paths=paths)
+    ray = RaySettings.choose(
+        executor, address=address, gpus_per_stage_run=gpus_per_stage_run, store_mode=store_mode,
+        node_store=node_store and node_store.absolute(),
+    )  # fmt: skip
+    return RunRequest(**options, paths=paths, ray=ray)
 
 
 def run(request: RunRequest, console: Console) -> int:
@@ -89,7 +99,8 @@ def run(request: RunRequest, console: Console) -> int:
     left = missing(plan, store)
     summary = Summary(cached=list(plan.nodes))
     if left:
-        summary = _train(request, plan, store, left, console)
+        train = _train_on_ray if request.ray else _train
+        summary = train(request, plan, store, left, console)
     print_table(leaderboard_rows(plan, store), console)
     for line in _closing(plan, store, summary, request):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -113,17 +124,74 @@ def _train(
         data = next(iter(plan.nodes.values())).dataset
         (worker or Worker(store, replace(options, device="cpu"))).data(data)
     folds = _folds(request, plan, store, left, device, spread, console)
+    with _observed(request, plan, store, left, stop, console) as observer:
+        if worker:
+            worker.shelf.note, worker.shelf.filling = observer.note, observer.filling
+            return local.execute(plan, store, worker, observer, request.retry_failed, folds)
+        setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
+        workers, retry = spread.workers, request.retry_failed
+        return pool.execute(plan, setup, workers, observer, retry, folds)
+
+
+def _train_on_ray(
+    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console
+) -> Summary:
+    """The same on the nodes of a cluster; what can be refused without one is refused first."""
+    from smskd_bench.executors import ray_cluster, ray_executor
+
+    check_imports(plan, left)
+    check_plan(plan, left)
+    store = Store.open(store.root.absolute())  # other processes have other working folders
+    with ray_cluster.joined(request.ray or RaySettings()) as cluster:
+        device = cluster.device(request.device)
+        has_device = device == "cpu" or torch.cuda.is_available()  # a head node may have no GPU
+        for precision in {plan.nodes[key].training.precision for key in left if has_device}:
+            check_precision(precision, torch.device(device))
+        threads = _threads_on_ray(request, plan, left, device)
+        share = cluster.share(device, threads)
+        places = sum(node.places(share) for node in cluster.nodes())
+        folding = request if has_device else replace(request, paths=_unmeasured(request.paths))
+        spread = Parallelism(places, threads)
+        folds = _folds(folding, plan, store, left, device, spread, console)
+        options = run_options(request, plan, device)
+        options = replace(options, data_root=request.data_root and request.data_root.absolute())
+        setup = WorkerSetup(store, options, plan.matrix.plugins, threads)
+        wanted = request.paths.workers
+        limit = wanted if wanted != "auto" and not request.paths.exact else None
+        stop = StopRequest()
+        with _observed(request, plan, store, left, stop, console) as observer:
+            return ray_executor.execute(
+                plan, setup, cluster, ray_executor.Spread(share, limit), observer,
+                request.retry_failed, folds,
+            )  # fmt: skip
+
+
+def _threads_on_ray(request: RunRequest, plan: Plan, left: list[str], device: str) -> int:
+    """CPU threads of each stage run: on a CPU those of a run on this machine, for the same bits."""
+    if request.threads:
+        return request.threads
+    if device == "cuda":
+        return 1
+    spread = choose_workers(request.paths.workers, plan, left, device)
+    return spread.threads or torch.get_num_threads()
+
+
+def _unmeasured(paths: FastPaths) -> FastPaths:
+    """Without the device here, nothing can be measured on it."""
+    return replace(paths, fold_seeds="off") if paths.fold_seeds == "auto" else paths
+
+
+@contextmanager
+def _observed(
+    request: RunRequest, plan: Plan, store: Store, left: list[str], stop: StopRequest,
+    console: Console,
+) -> Iterator[Observers]:  # fmt: skip
+    """Who is told of an execution: the display and the mirror; ``stop`` hears signals meanwhile."""
     tracker = make_tracker(request.tracking)
     try:
         with stop.on(), ProgressDisplay(console, plan, left) as display:
             mirror = MirrorObserver(tracker, plan, store, request.project)
-            observer = Observers([display, mirror])
-            if worker:
-                worker.shelf.note, worker.shelf.filling = observer.note, observer.filling
-                return local.execute(plan, store, worker, observer, request.retry_failed, folds)
-            setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
-            workers, retry = spread.workers, request.retry_failed
-            return pool.execute(plan, setup, workers, observer, retry, folds)
+            yield Observers([display, mirror])
     finally:
         messages = (
             tracker.leave(PATIENCE_WHEN_STOPPED_S)

@@ -153,6 +153,8 @@ MATRIX, ONLY = ("--matrix", None, "required"), ("--only", None, None)
 FROZEN = {
     "run": [
         MATRIX, STORE, DATA, ONLY, ("--device", None, "auto"), ("--threads", None, None), ("--workers", "SMSKD_WORKERS", "auto"),
+        ("--executor", None, "local"), ("--address", None, None), ("--gpus-per-stage-run", None, None),
+        ("--store-mode", None, "shared"), ("--node-store", None, None),
         ("--teacher-table", None, "auto"), ("--fold-seeds", None, "auto"), ("--compile", None, False), ("--exact", None, False), ("--dry-run", None, False),
         ("--tracking", None, "wandb"), ("--project", "WANDB_PROJECT", "smskd-bench"), ("--retry-failed", None, False),
         ("--download", None, False),
