@@ -6,6 +6,7 @@ its result, and written by the store itself: complete or absent, the result last
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
@@ -15,7 +16,6 @@ from dataclasses import dataclass
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor
 
 from smskd.errors import StoreError
 from smskd_bench.spec import StageSpec
@@ -102,26 +102,25 @@ def _is_here(store: Store, parcel: Parcel) -> bool:
 
 def _unpack_result(store: Store, parcel: Parcel) -> None:
     result = _record(parcel, RESULT)
-    files = result.pop("files")
+    hashes = result.pop("files")
+    if result["key"] != parcel.key:
+        raise ValueError(f"its result has the key {result['key']}")
+    for name, written in hashes.items():
+        if hashlib.sha256(parcel.files[name]).hexdigest() != written:
+            raise ValueError(f"{name} has another SHA-256 than its result says")
     if _is_here(store, parcel):
         return
     _begin(store, parcel)
-    inference = _tensors(parcel, INFERENCE) if INFERENCE in parcel.files else None
-    predictions = _tensors(parcel, PREDICTIONS)["predictions"]
-    store.complete(parcel.key, result, _tensors(parcel, WEIGHTS), predictions, inference)
-    written = (store.result(parcel.key) or {})["files"]
-    if written != files:
-        raise ValueError(f"hashes {written} are not those of its result, {files}")
+    inference = load(parcel.files[INFERENCE]) if INFERENCE in hashes else None
+    predictions = load(parcel.files[PREDICTIONS])["predictions"]
+    store.complete(parcel.key, result, load(parcel.files[WEIGHTS]), predictions, inference)
 
 
 def _unpack_state(store: Store, parcel: Parcel) -> None:
     _begin(store, parcel)
-    if CHECKPOINT in parcel.files:
-        content = io.BytesIO(parcel.files[CHECKPOINT])
-        state: Record = torch.load(content, weights_only=True, map_location="cpu")
-        here = store.checkpoint(parcel.key)
-        if here is None or place_of(here) < place_of(state):
-            store.save_checkpoint(parcel.key, state)
+    state, here = _state(parcel), store.checkpoint(parcel.key)
+    if state is not None and (here is None or place_of(here) < place_of(state)):
+        store.save_checkpoint(parcel.key, state)
     if FAILED in parcel.files:
         failure = _record(parcel, FAILED)
         store.fail(parcel.key, failure["status"], failure["reason"], failure["epoch"])
@@ -141,5 +140,12 @@ def _record(parcel: Parcel, name: str) -> Record:
     return record
 
 
-def _tensors(parcel: Parcel, name: str) -> dict[str, Tensor]:
-    return load(parcel.files[name])
+def _state(parcel: Parcel) -> Record | None:
+    """The resume state in it; as in a store, one that cannot be read is as good as none."""
+    try:
+        content = io.BytesIO(parcel.files[CHECKPOINT])
+        state: Record = torch.load(content, weights_only=True, map_location="cpu")
+        place_of(state)
+    except Exception:  # torch raises many kinds
+        return None
+    return state

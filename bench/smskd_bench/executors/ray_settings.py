@@ -46,5 +46,7 @@ class RaySettings:
                 raise ConfigError(f"{options} is for a Ray cluster", "add --executor ray")
             return None
         if settings.node_store and settings.store_mode != "fetch":
-            raise ConfigError("--node-store is for nodes without the store", "--store-mode fetch")
+            raise ConfigError(
+                "--node-store is for nodes that do not see the store", "add --store-mode fetch"
+            )
         return settings
