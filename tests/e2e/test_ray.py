@@ -25,10 +25,9 @@ def small():
 
 
 def long():
-    """Stage runs of some seconds, many epochs: something to kill in the middle."""
-    document = tiny(["kd"], teacher={"epochs": 3})
-    document["dataset"] = {"name": "digits"}
-    return document | {"recipe": {"epochs": [40], "batch_size": 32}}
+    """A student of some seconds and many epochs: something to kill in the middle."""
+    recipe = {"epochs": [30], "batch_size": 32}
+    return tiny(["kd"], dataset={"name": "digits", "train_size": 300}, recipe=recipe)
 
 
 @pytest.fixture(scope="module")
@@ -102,53 +101,55 @@ def test_an_address_where_nothing_is_gives_one_message(bench):
     assert len(done.err.splitlines()) == 2
 
 
+@pytest.fixture(scope="module")
+def local_long(tmp_path_factory):
+    """Outputs of the long matrix, run without Ray."""
+    bench = Bench(tmp_path_factory.mktemp("long"))
+    bench.run(bench.matrix(long()), bench.folder / "store")
+    return outputs(bench.folder / "store")
+
+
+def start_and_wait_for_the_student(bench, on_ray, mode):
+    """The long matrix under way: its student has some epochs behind it, many before it."""
+    store, theirs = bench.folder / "store", bench.folder / "theirs"
+    words = ("--node-store", theirs) if mode == "fetch" else ()
+    process = on_ray(bench.matrix(long()), store, "--store-mode", mode, *words)
+    stores = (lambda: theirs.glob("smskd-*")) if mode == "fetch" else (lambda: [store])
+    wait_for(lambda: any(begun_epoch(one, 3) for one in stores()), process, 150)
+    return process, store
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shared", "fetch"])
-def test_a_node_killed_in_the_middle_changes_nothing(bench, cluster, on_ray, mode):
-    matrix = bench.matrix(long())
-    local, store = bench.folder / "local", bench.folder / "store"
-    bench.run(matrix, local)
-    # Only the new node has room for two threads.
-    doomed = cluster.add(cpus=2)
-    words = ("--store-mode", mode, "--threads", 1, "--tracking", "none")
-    process = on_ray(matrix, store, *words)
-    if mode == "shared":
-        wait_for(lambda: begun_epoch(store, 5), process, 150)
-    else:
-        wait_for(lambda: any(store.glob("stages/*/*/student.safetensors")), process, 150)
-    victims = [n for n in cluster.started[1:] if n.poll() is None]
-    for node in victims:  # it runs on one of them; the last one is to take over
-        cluster.kill(node)
+def test_a_node_killed_in_the_middle_changes_nothing(bench, cluster, local_long, on_ray, mode):
+    process, store = start_and_wait_for_the_student(bench, on_ray, mode)
+    for node in [node for node in cluster.started[1:] if node.poll() is None]:
+        cluster.kill(node)  # it is on one of them
+    cluster.add()
     cluster.add()
     done = finish(process, timeout_s=180)
-    assert doomed in victims
-    assert outputs(store) == outputs(local)
-    assert litter(store) == []
     assert "once more" in done.out
+    assert outputs(store) == local_long
+    assert litter(store) == []
+    # A checkpoint in a node's own store dies with it, if it was not sent yet.
     sessions = [len(record["sessions"]) for record in records(store).values()]
     assert max(sessions) == (2 if mode == "shared" else 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["shared", "fetch"])
-def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(bench, on_ray, mode):
-    matrix = bench.matrix(long())
-    local, store = bench.folder / "local", bench.folder / "store"
-    bench.run(matrix, local)
-    process = on_ray(matrix, store, "--store-mode", mode)
-    if mode == "shared":
-        wait_for(lambda: begun_epoch(store, 2), process, 150)
-    else:
-        wait_for(lambda: any(store.glob("stages/*/*/student.safetensors")), process, 150)
+def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(bench, local_long, on_ray, mode):
+    process, store = start_and_wait_for_the_student(bench, on_ray, mode)
     os.kill(process.pid, signal.SIGINT)
     done = finish(process, expect=130)
     assert "stopped; the same command goes on from the last checkpoint" in done.err
-    key = begun_epoch(store, 0)
+    key = begun_epoch(store, 3)
     assert key is not None
     assert not Store(store).is_running(key)
-    finish(on_ray(matrix, store, "--store-mode", mode))
-    assert outputs(store) == outputs(local)
+    finish(on_ray(bench.matrix(long()), store, "--store-mode", mode))
+    assert outputs(store) == local_long
     assert litter(store) == []
+    assert len(records(store)[key]["sessions"]) == 2
 
 
 def can_hide_folders():
