@@ -45,6 +45,20 @@ class RayNodes:
             return False
         return True
 
+    def wait_for(self, count: int) -> None:
+        """Wait until so many nodes have joined, the head among them."""
+        count_nodes = (
+            "import logging, sys, ray; ray.init(sys.argv[1], logging_level=logging.ERROR);"
+            "print(sum(node['Alive'] for node in ray.nodes()))"
+        )
+        command = [sys.executable, "-c", count_nodes, self.address]
+
+        def joined() -> bool:
+            done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+            return done.stdout.split()[-1:] == [str(count)]
+
+        wait_until(joined, self.started)
+
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """What pulling its plug does: all of its processes are gone at once."""
         for pid in [node.pid, *descendants(node.pid)]:

@@ -38,6 +38,7 @@ def cluster(tmp_path_factory):
     try:
         nodes.add()
         nodes.add()
+        nodes.wait_for(3)
         yield nodes
     finally:
         nodes.close()
@@ -170,7 +171,7 @@ def test_a_node_without_the_store_is_refused_or_fetched_from(bench, local):
         script = 'mount -t tmpfs none "$0" && exec "$@"'
         nodes.add(prefix=("unshare", "--mount", "sh", "-c", script, str(hidden)))
         where = ("--executor", "ray", "--address", nodes.address, "--workers", "auto")
-        wait_until_two(bench, nodes)
+        nodes.wait_for(2)
         refused = bench.run(matrix, store, *where, expect=3)
         assert re.match(r"error: node \S+ does not see the store ", refused.err)
         assert "--store-mode fetch" in refused.err
@@ -180,9 +181,3 @@ def test_a_node_without_the_store_is_refused_or_fetched_from(bench, local):
         assert not list(store.glob(".*"))
     finally:
         nodes.close()
-
-
-def wait_until_two(bench, nodes):
-    """A run that starts before the node has joined would see the head alone."""
-    bench.run(bench.matrix(tiny(["scratch"]), "first"), bench.folder / "first", "--executor", "ray",
-              "--address", nodes.address, "--store-mode", "fetch")  # fmt: skip

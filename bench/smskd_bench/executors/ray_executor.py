@@ -168,8 +168,17 @@ class Dispatch:
         """Submit and listen until nothing is left.
 
         Raises:
-            SmskdError: a node met an error that stops the whole run.
+            SmskdError: a node met an error that stops the whole run, or the cluster is gone.
         """
+        try:
+            self._run()
+        except self._ray.exceptions.RayError as error:
+            raise RefusedError(
+                f"the Ray cluster is gone: {' '.join(str(error).split())[:300]}",
+                "start it again; the same command goes on from the last checkpoints",
+            ) from None
+
+    def _run(self) -> None:
         while self._hand_out():
             if not self._running:
                 time.sleep(self.books.queue.seconds_to_wait() or 0.0)
