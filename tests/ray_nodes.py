@@ -104,7 +104,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def wait_until(condition, processes=(), timeout_s=90.0):
+def wait_until(condition, processes=(), timeout_s=180.0):
     """Wait until a condition holds; fails if one of the processes ends before."""
     end = time.monotonic() + timeout_s
     while not condition():
