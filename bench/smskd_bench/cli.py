@@ -102,8 +102,10 @@ def main() -> None:
     help="Stage runs at once; 1: in this process, one after another.",
 )  # fmt: skip
 @click.option(
-    "--executor", type=click.Choice(["local", "slurm"]), default="local", show_default=True,
-    help="Where to train: this machine, or jobs of a SLURM cluster.",
+    "--executor", type=click.Choice(["local", "slurm", "ray"]), default="local",
+    show_default=True,
+    help="This machine, jobs of a SLURM cluster (docs/slurm.md), or a Ray cluster "
+    "(docs/cluster.md).",
 )  # fmt: skip
 @click.option(
     "--slurm-jobs", type=click.IntRange(min=1), default=4, show_default=True,
@@ -112,6 +114,23 @@ def main() -> None:
 @click.option(
     "--slurm-option", metavar="KEY=VALUE", multiple=True,
     help="Option for sbatch, e.g. partition=gpu, gres=gpu:1, time=8:00:00; repeatable.",
+)  # fmt: skip
+@click.option(
+    "--address", metavar="HOST:PORT",
+    help="Ray cluster to join, auto for one that runs here; default: RAY_ADDRESS, or a Ray of "
+    "its own on this machine.",
+)  # fmt: skip
+@click.option(
+    "--gpus-per-stage-run", type=click.FloatRange(min=0, min_open=True, max=1),
+    help="With Ray: share of a GPU for each; default: a whole one.",
+)  # fmt: skip
+@click.option(
+    "--store-mode", type=click.Choice(["shared", "fetch"]), default="shared", show_default=True,
+    help="With Ray: all nodes see --store, or results are fetched from them.",
+)  # fmt: skip
+@click.option(
+    "--node-store", type=_FOLDER,
+    help="With --store-mode fetch: where nodes work; default: their folder for temporary files.",
 )  # fmt: skip
 @click.option(
     "--teacher-table", type=click.Choice(["auto", "off", "fp16", "fp32"]), default="auto",

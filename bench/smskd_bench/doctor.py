@@ -24,6 +24,7 @@ REQUIRED = ("torch", "numpy", "safetensors", "pydantic", "PyYAML", "scikit-learn
             "onnx", "onnxscript", "onnxruntime")  # fmt: skip
 OPTIONAL = {
     "torchvision": "pip install 'smskd-bench[vision]'",
+    "ray": "pip install 'smskd-bench[ray]' (many machines)",
     "tensorrt": "pip install 'smskd-bench[tensorrt]' (needs an NVIDIA GPU)",
 }
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,6 +22,7 @@ from smskd_bench.executors import local, pool
 from smskd_bench.executors.ledger import Summary, missing
 from smskd_bench.executors.messages import WorkerSetup
 from smskd_bench.executors.observing import Observers
+from smskd_bench.executors.ray_settings import ExecutorKind, RaySettings, StoreMode
 from smskd_bench.fast_paths import FastPaths
 from smskd_bench.folds import FoldChoice, choose_folds
 from smskd_bench.importing import check_imports
@@ -62,14 +63,17 @@ class RunRequest:
     download: bool = False
     threads: int | None = None
     paths: FastPaths = field(default_factory=FastPaths)
-    executor: Literal["local", "slurm"] = "local"
+    executor: ExecutorKind = "local"
     slurm_jobs: int = 4
     slurm_option: tuple[str, ...] = ()
+    ray: RaySettings | None = None
 
 
 def request(
     exact: bool, teacher_table: TableChoice, fold_seeds: FoldChoice, compile: bool,
-    workers: Wanted, **options: Any,
+    workers: Wanted, executor: ExecutorKind = "local", address: str | None = None,
+    gpus_per_stage_run: float | None = None, store_mode: StoreMode = "shared",
+    node_store: Path | None = None, **options: Any,
 ) -> RunRequest:  # fmt: skip
     """A request from the command line's options.
 
@@ -79,7 +83,11 @@ def request(
     paths = FastPaths.choose(
         exact, teacher_table=teacher_table, fold_seeds=fold_seeds, compile=compile, workers=workers
     )
-    return RunRequest(**options, paths=paths)
+    ray = RaySettings.choose(
+        executor, address=address, gpus_per_stage_run=gpus_per_stage_run, store_mode=store_mode,
+        node_store=node_store and node_store.absolute(),
+    )  # fmt: skip
+    return RunRequest(**options, paths=paths, executor=executor, ray=ray)
 
 
 MakeWorker = Callable[[Store, RunOptions, StopRequest], Worker]
@@ -111,7 +119,8 @@ def run(
         def waiting() -> None:
             console.print("another process cleans up this store; waiting for it", soft_wrap=True)
 
-        train = _train_on_slurm if request.executor == "slurm" else partial(_train, make_worker)
+        elsewhere = {"slurm": _train_on_slurm, "ray": _train_on_ray}
+        train = elsewhere.get(request.executor) or partial(_train, make_worker)
         with store.in_use(plan.nodes, waiting):
             if left := missing(plan, store):
                 summary = train(request, plan, store, left, console, stop or StopRequest())
@@ -170,6 +179,54 @@ def _train_on_slurm(
     with _observed(request, plan, store, left, console, stop) as observer:
         jobs, retry = request.slurm_jobs, request.retry_failed
         return slurm.execute(plan, setup, jobs, options, observer, retry, folds)
+
+
+def _train_on_ray(
+    request: RunRequest, plan: Plan, store: Store, left: list[str], console: Console,
+    stop: StopRequest,
+) -> Summary:  # fmt: skip
+    """The same on the nodes of a cluster; what can be refused without one is refused first."""
+    from smskd_bench.executors import ray_cluster, ray_executor
+
+    check_imports(plan, left)
+    check_plan(plan, left)
+    store = Store.open(store.root.absolute())  # other processes have other working folders
+    with ray_cluster.joined(request.ray or RaySettings()) as cluster:
+        device = cluster.device(request.device)
+        has_device = device == "cpu" or torch.cuda.is_available()  # a head node may have no GPU
+        for precision in {plan.nodes[key].training.precision for key in left if has_device}:
+            check_precision(precision, torch.device(device))
+        threads = _threads_on_ray(request, plan, left, device)
+        share = cluster.share(device, threads)
+        places = sum(node.places(share) for node in cluster.nodes())
+        folding = request if has_device else replace(request, paths=_unmeasured(request.paths))
+        spread = Parallelism(places, threads)
+        folds = _folds(folding, plan, store, left, device, spread, console)
+        options = run_options(request, plan, device)
+        options = replace(options, data_root=request.data_root and request.data_root.absolute())
+        setup = WorkerSetup(store, options, plan.matrix.plugins, threads)
+        wanted = request.paths.workers
+        limit = wanted if wanted != "auto" and not request.paths.exact else None
+        with _observed(request, plan, store, left, console, stop) as observer:
+            return ray_executor.execute(
+                plan, setup, cluster, ray_executor.Spread(share, limit), observer,
+                request.retry_failed, folds,
+            )  # fmt: skip
+
+
+def _threads_on_ray(request: RunRequest, plan: Plan, left: list[str], device: str) -> int:
+    """CPU threads of each stage run: on a CPU those of a run on this machine, for the same bits."""
+    if request.threads:
+        return request.threads
+    if device == "cuda":
+        return 1
+    spread = choose_workers(request.paths.workers, plan, left, device)
+    return spread.threads or torch.get_num_threads()
+
+
+def _unmeasured(paths: FastPaths) -> FastPaths:
+    """Without the device here, nothing can be measured on it."""
+    return replace(paths, fold_seeds="off") if paths.fold_seeds == "auto" else paths
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, exit codes, one message and no traceback."""
 
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -158,6 +159,8 @@ FROZEN = {
     "run": [
         MATRIX, STORE, DATA, ONLY, ("--device", None, "auto"), ("--threads", None, None), ("--workers", "SMSKD_WORKERS", "auto"),
         ("--executor", None, "local"), ("--slurm-jobs", None, None), ("--slurm-option", None, None),
+        ("--address", None, None), ("--gpus-per-stage-run", None, None),
+        ("--store-mode", None, "shared"), ("--node-store", None, None),
         ("--teacher-table", None, "auto"), ("--fold-seeds", None, "auto"), ("--compile", None, False), ("--exact", None, False), ("--dry-run", None, False),
         ("--tracking", None, "wandb"), ("--project", "WANDB_PROJECT", "smskd-bench"), ("--retry-failed", None, False),
         ("--download", None, False),
@@ -193,6 +196,35 @@ def option(parameter):
     else:  # click has marked "no default" in several ways
         value = str(default) if isinstance(default, str | Path) else None
     return (parameter.opts[0], parameter.envvar, value)
+
+
+def test_options_of_a_cluster_go_together(here, tmp_path):
+    run = ("run", "--matrix", tmp_path / "none.yaml")
+    refused(
+        here(*run, "--address", "h:1", expect=2),
+        "--address is for a Ray cluster",
+        "add --executor ray",
+    )
+    apart = (*run, "--executor", "ray", "--node-store", tmp_path)
+    refused(here(*apart, expect=2), "--node-store", "--store-mode fetch")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
+def test_ray_that_is_missing_gives_one_message(bench, tmp_path):
+    run = (
+        "run",
+        "--matrix",
+        bench.matrix(tiny(["scratch"])),
+        "--store",
+        tmp_path / "store",
+        "--executor",
+        "ray",
+    )
+    refused(
+        bench(*run, expect=2),
+        "--executor ray needs the package ray",
+        "pip install 'smskd-bench[ray]'",
+    )
 
 
 def test_the_options_are_frozen():

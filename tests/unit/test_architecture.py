@@ -98,7 +98,9 @@ def test_optional_packages_stay_behind_their_doors(package, path):
         assert "torchvision" not in names
     if not (package == "smskd_bench" and path.name.startswith("wandb")):
         assert "wandb" not in names
-    assert "tensorrt" not in imported_on_import(parsed(path))
+    assert not {"tensorrt", "ray"} & imported_on_import(parsed(path))
+    if not (package == "smskd_bench" and path.name.startswith("ray_")):
+        assert "ray" not in names
 
 
 @every_file

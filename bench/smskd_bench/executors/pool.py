@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -23,9 +22,8 @@ from smskd_bench.executors.ledger import Ledger, Outcome, Summary
 from smskd_bench.executors.messages import Defect, Ended, Order, Refused, Told, WorkerSetup
 from smskd_bench.executors.observing import Observer
 from smskd_bench.executors.pool_worker import GRACE_S, serve
-from smskd_bench.executors.stage_run import write_failure
+from smskd_bench.executors.settling import Books
 from smskd_bench.plan import Plan
-from smskd_bench.spec import StageSpec
 
 TRIES = 2
 """A stage run whose process died is begun again so often in all: the second death is its own."""
@@ -46,7 +44,8 @@ def execute(
     """
     ledger = Ledger(plan, setup.store, observer)
     queue = JobQueue(plan, ledger, folds)
-    with closing(Pool(plan, setup, workers, ledger, observer, retry_failed, queue)) as pool:
+    books = Books(ledger, queue, TRIES)
+    with closing(Pool(plan, setup, workers, books, retry_failed)) as pool:
         pool.run()
     return ledger.summary()
 
@@ -59,21 +58,17 @@ class Pool:
         plan: Plan,
         setup: WorkerSetup,
         limit: int,
-        ledger: Ledger,
-        observer: Observer,
+        books: Books,
         retry_failed: bool,
-        queue: JobQueue,
     ) -> None:
         self.plan = plan
         # Classes of plug-ins need not be picklable; the worker finds them by name.
         self.setup = replace(setup, options=replace(setup.options, methods={}))
         self.limit = limit
-        self.ledger = ledger
-        self.observer = observer
+        self.books = books
+        self.queue = books.queue
         self.retry_failed = retry_failed
-        self.queue = queue
         self._workers: list[_WorkerProcess] = []
-        self._deaths: Counter[str] = Counter()
 
     def run(self) -> None:
         """Hand out and listen until nothing is left.
@@ -137,9 +132,9 @@ class Pool:
 
     def _listen(self, worker: _WorkerProcess) -> None:
         match worker.hear():
-            case Told(what, key, rest):
+            case Told(what, key) as told:
                 worker.note(what, key)
-                getattr(self.observer, what)(self.plan.nodes[key], *rest)
+                self.books.tell(told)
             case Ended(outcomes):
                 self._settle(worker, outcomes)
             case Refused(message, hint):
@@ -151,22 +146,14 @@ class Pool:
 
     def _settle(self, worker: _WorkerProcess, outcomes: tuple[Outcome, ...]) -> None:
         order = worker.free()
-        short = [outcome for outcome in outcomes if outcome.status == "put_back"]
-        for outcome in outcomes:
-            if outcome.status not in ("put_back", "busy"):
-                self.ledger.settle(outcome)
-        if busy := [outcome.key for outcome in outcomes if outcome.status == "busy"]:
-            self.queue.defer(tuple(self.plan.nodes[key] for key in busy))
+        short = self.books.settle(outcomes)
         if any(outcome.status in ("put_back", "out_of_memory") for outcome in outcomes):
             self._dismiss(worker)  # a new process has all of its memory
         if short:
             # Others of the same number may run out too: that is one shortage, not several.
             self.limit = min(self.limit, max(1, order.workers // 2))
             room = f"put back, to run with no more than {_stage_runs(self.limit)} at once"
-            for outcome in short:
-                text = f"out of memory beside others ({outcome.reason}): {room}"
-                self.observer.put_back(self.plan.nodes[outcome.key], text)
-            self.queue.put_back(tuple(self.plan.nodes[outcome.key] for outcome in short))
+            self.books.put_back(short, room)
 
     def _bury(self, worker: _WorkerProcess) -> None:
         """A worker process is dead: what it had in hand begins once more, then fails."""
@@ -174,32 +161,7 @@ class Pool:
         if worker.order is None:
             return
         reason = f"its worker process died ({_death(worker.process.exitcode)})"
-        again: list[StageSpec] = []
-        for spec in worker.order.job:
-            self._deaths[spec.key] += 1
-            if self.setup.store.is_done(spec.key):
-                self._close_books(worker, spec)
-            elif self._deaths[spec.key] < TRIES:
-                self.observer.put_back(spec, f"{reason}; once more")
-                again.append(spec)
-            else:
-                self._fail(spec, reason)
-        if again:
-            self.queue.put_back(tuple(again))
-
-    def _close_books(self, worker: _WorkerProcess, spec: StageSpec) -> None:
-        """The result was written; only the news of it died with the worker."""
-        if spec.key in worker.begun:
-            self.observer.end(spec, "done", self.setup.store.result(spec.key), "")
-        self.ledger.settle(Outcome(spec.key, "done"))
-
-    def _fail(self, spec: StageSpec, reason: str) -> None:
-        store = self.setup.store
-        if not store.is_running(spec.key):  # else another process has it by now
-            store.begin(spec)
-            write_failure(store, spec.key, "failed", reason)
-        self.ledger.settle(Outcome(spec.key, "failed", reason))
-        self.observer.end(spec, "failed", None, reason)
+        self.books.bury(worker.order.job, worker.begun, reason)
 
 
 class _WorkerProcess:

@@ -15,14 +15,11 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from smskd.errors import SmskdError
-from smskd.meter import Row
 from smskd.methods import METHODS, load_plugins
-from smskd_bench.executors.messages import Answer, Defect, Ended, Order, Refused, Told, WorkerSetup
-from smskd_bench.executors.observing import Status
+from smskd_bench.executors.messages import Answer, Defect, Ended, Order, Refused, WorkerSetup
 from smskd_bench.executors.stage_run import Conditions, run_job
-from smskd_bench.spec import StageSpec
+from smskd_bench.executors.telling import Teller
 from smskd_bench.stopping import STEP_S, Interrupted, StopRequest
-from smskd_bench.store import Record
 from smskd_bench.worker import Worker
 
 GRACE_S = STEP_S + 0.4
@@ -49,18 +46,24 @@ def serve(connection: Connection, setup: WorkerSetup) -> None:
 def _carry_out_orders(
     connection: Connection, setup: WorkerSetup, teller: _Teller, stop: StopRequest
 ) -> None:
-    methods = {**METHODS, **load_plugins(setup.plugins)}
-    worker = Worker(setup.store, replace(setup.options, methods=methods), stop)
+    worker = make_worker(setup, stop)
     worker.shelf.note, worker.shelf.filling = teller.note, teller.filling
     while (order := _next_order(connection)) is not None:
         given = Conditions(order.weights, order.retry_failed, shares_memory=order.workers > 1)
         teller.answer(Ended(run_job(order.job, worker.store, worker, teller, given)))
 
 
-class _Teller:
-    """Passes on to the parent what its observers are to be told."""
+def make_worker(setup: WorkerSetup, stop: StopRequest) -> Worker:
+    """A worker of this process; its methods are found by their names."""
+    methods = {**METHODS, **load_plugins(setup.plugins)}
+    return Worker(setup.store, replace(setup.options, methods=methods), stop)
+
+
+class _Teller(Teller):
+    """Tells the parent."""
 
     def __init__(self, connection: Connection) -> None:
+        super().__init__(self.answer)
         self.connection = connection
 
     def answer(self, answer: Answer) -> None:
@@ -68,30 +71,6 @@ class _Teller:
             self.connection.send(answer)
         except OSError:
             sys.exit(1)  # the parent is gone: no fault of the stage run, so no plain exception
-
-    def begin(self, spec: StageSpec) -> None:
-        self.answer(Told("begin", spec.key))
-
-    def epoch(self, spec: StageSpec, row: Row) -> None:
-        self.answer(Told("epoch", spec.key, (row,)))
-
-    def end(self, spec: StageSpec, status: Status, result: Record | None, reason: str) -> None:
-        self.answer(Told("end", spec.key, (status, result, reason)))
-
-    def waiting(self, spec: StageSpec) -> None:
-        self.answer(Told("waiting", spec.key))
-
-    def skip(self, spec: StageSpec, reason: str) -> None:
-        self.answer(Told("skip", spec.key, (reason,)))
-
-    def put_back(self, spec: StageSpec, reason: str) -> None:
-        self.answer(Told("put_back", spec.key, (reason,)))
-
-    def note(self, spec: StageSpec, text: str) -> None:
-        self.answer(Told("note", spec.key, (text,)))
-
-    def filling(self, spec: StageSpec, done: int, total: int) -> None:
-        self.answer(Told("filling", spec.key, (done, total)))
 
 
 def _next_order(connection: Connection) -> Order | None:
