@@ -451,7 +451,9 @@ def test_ctrl_c_and_on(here, bench):
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
     done = finish(process, expect=130)
-    assert done.err.strip() == "stopped; the same command goes on from the last checkpoint"
+    said, command = done.err.strip().splitlines()
+    assert said == "stopped; the same command goes on from the last checkpoint:"
+    assert f"smskd-bench run --matrix {file} --store {store}" in command
     assert not list(store.glob("stages/*/*/result.json"))
     assert "1 stopped" in here("status", "--store", store).out
     done = bench.run(file, store)
