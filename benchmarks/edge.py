@@ -24,6 +24,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.command import run
 from benchmarks.edge_page import render
 from benchmarks.measured_students import MeasuredStudent, measured_students
 from benchmarks.report import filled
@@ -175,4 +176,4 @@ def machine_line() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

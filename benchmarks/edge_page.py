@@ -18,25 +18,26 @@ def render(record: dict[str, Any]) -> str:
     students: list[Student] = record["students"]
     return "\n".join([
         f"Machine: {record['machine']}.", "",
-        *_table(HEAD, [row for student in students for row in _rows(student)]), "",
+        *markdown_table(HEAD, [row for student in students for row in _rows(student)]), "",
         "## Does our clock tell the truth?", "",
         "The same session timed by the runner and by the standard library's `timeit`, in turns:",
         "means of blocks of 0.1 s, median and quartiles of the ratio over",
         f"{record['rounds']} rounds.", "",
-        *_table(
+        *markdown_table(
             ("student", "graph", "runner ms", "timeit ms", "ratio"),
             [row for student in students for row in _clock_rows(student)],
         ), "",
         "## Where the time goes", "",
         "Shares of an inference by operator, from ONNX Runtime's profile, itself not free.",
-        "", *_table(
+        "", *markdown_table(
             ("student", "graph", "operators"),
             [row for student in students for row in _operator_rows(student)],
         ),
     ])  # fmt: skip
 
 
-def _table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+def markdown_table(head: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    """Lines of a table."""
     return ["| " + " | ".join(cells) + " |" for cells in (list(head), ["---"] * len(head), *rows)]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from smskd_export import ExportReport
 from smskd_export.judging import Judged
 
+from smskd.errors import RefusedError
+
 
 @dataclass(frozen=True)
 class MeasuredStudent:
@@ -32,7 +34,11 @@ class MeasuredStudent:
 def measured_students(
     matrix: Path, store: Path, data_root: Path | None, target: str, quick: bool
 ) -> Iterator[MeasuredStudent]:
-    """Export and measure what the store does not hold yet, then yield each student."""
+    """Export and measure what the store does not hold yet, then yield each student.
+
+    Raises:
+        SmskdError: a student is not trained yet, or this machine is not the target.
+    """
     from rich.console import Console
     from smskd_bench.config import load_matrix
     from smskd_bench.device_runs import MeasureRequest
@@ -52,6 +58,10 @@ def measured_students(
         assert report is not None
         parent = measurement_folder(store, key, name)
         judged = latest(parent, report.bundle_id, None, quick, report.target.threads)
-        assert judged is not None
+        if judged is None:
+            raise RefusedError(
+                f"this machine cannot measure for target {target}; why is said above",
+                "run this on such a device, or name another --target",
+            )
         student = cell.pair.rpartition(">")[2]
         yield MeasuredStudent(student, folder, parent, report, judged)

@@ -25,11 +25,14 @@ import click
 from smskd_export.judging import JUDGED, read_judged
 from smskd_export.measurement import DeviceRow, read_measurement
 
+from benchmarks.command import run
+from benchmarks.edge_page import markdown_table
 from benchmarks.measured_students import MeasuredStudent, measured_students
 
 TRTEXEC = Path("/usr/src/tensorrt/bin/trtexec")
 """Where JetPack and the Debian packages put it."""
 LIMIT = 0.05
+HEAD = ("student", "row", "ours ms", "trtexec ms", "ratio")
 SWITCHES_CHANGED = 11
 """From this release on transfers are off and CUDA graphs and spinning on, unless told otherwise."""
 
@@ -67,18 +70,17 @@ def main(
 ) -> None:  # fmt: skip
     """Measure, cross-check, print; exit status 1 if a pair differs by more than 5 %."""
     program = find_trtexec(binary)
-    found: list[Comparison] = []
-    for student in measured_students(matrix, store, data_root, target, quick):
-        engines = engines_by_hash(cache.expanduser())
-        found += compare(student, program, engines)
+    students = list(measured_students(matrix, store, data_root, target, quick))
+    engines = engines_by_hash(cache.expanduser())  # by now all of them were built
+    found = [c for student in students for c in compare(student, program, engines)]
     if output is not None:
         rows = [{**asdict(c), "ratio": c.ratio} for c in found]
         output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    click.echo("| student | row | ours ms | trtexec ms | ratio |\n|---|---|---|---|---|")
-    for c in found:
-        click.echo(
-            f"| {c.student} | {c.row} | {c.ours_ms:.4f} | {c.theirs_ms:.4f} | {c.ratio:.3f} |"
-        )
+    cells = [
+        [c.student, c.row, f"{c.ours_ms:.4f}", f"{c.theirs_ms:.4f}", f"{c.ratio:.3f}"]
+        for c in found
+    ]
+    click.echo("\n".join(markdown_table(HEAD, cells)))
     off = [c for c in found if abs(c.ratio - 1) > LIMIT]
     click.echo(f"{len(found)} engines compared, {len(off)} differ by more than {LIMIT:.0%}")
     sys.exit(1 if off or not found else 0)
@@ -155,4 +157,4 @@ def switches(version: int, cuda_graph: bool) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -19,6 +19,7 @@ from smskd_export.bundle import CLASSES
 from smskd_export.judging import Judged, judge, write_judged
 from smskd_export.manifest import bundle_id
 from smskd_export.measuring import measure
+from smskd_export.test_sets import LABELS
 
 from smskd_bench.leases import LeaseBook
 from smskd_bench.measurements import device_name, measurement_folder, new_folder
@@ -105,7 +106,7 @@ def measure_opened(
             resume=request.resume,
             on_event=on_event,
         )
-    labels = None if images is None else read_array(images / "labels.npy")
+    labels = None if images is None else read_array(images / LABELS)
     classes = read_array(opened.bundle / CLASSES)
     device = device_name(request.device)
     judged = judge(opened.manifest, found, out, device, labels, classes)

@@ -29,7 +29,7 @@ def finish(store, spec, value=1.0):
     store.begin(spec)
     store.complete(
         spec.key,
-        {"key": spec.key, "top1": 0.1 + 0.2},
+        {"key": spec.key, "test": {"top1": 0.1 + 0.2}, "kept": None},
         weights,
         torch.arange(5),
         {"m": torch.ones(2)},

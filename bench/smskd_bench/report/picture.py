@@ -100,8 +100,8 @@ def _draw_file(found: Sequence[Point], path: Path, title: str) -> None:
         names = short_names(found)
         for where, group in _by_place(found):
             _draw_group(axes, where, group, names)
-        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis("{x:g}")  # 0.4, not 4 x 10^-1
+        axes.xaxis.set_major_formatter("{x:g}")  # 0.4, not 4 x 10^-1
+        axes.xaxis.set_minor_formatter("{x:g}")
         axes.set_xlabel("latency p50 of one image, ms (log scale)")
         axes.set_ylabel("top-1 on the device, %")
         axes.set_title(title, parse_math=False)
