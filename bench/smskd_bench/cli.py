@@ -33,6 +33,10 @@ only_option = click.option(
     "--only", metavar="PATTERN",
     help="Only cells whose name contains PATTERN; * matches anything.",
 )  # fmt: skip
+margin_option = click.option(
+    "--margin", type=click.FloatRange(min=0.0, min_open=True), metavar="POINTS", default=0.3,
+    show_default=True, help="Points of accuracy that are practically no difference.",
+)  # fmt: skip
 
 
 class _Group(click.Group):
@@ -146,13 +150,29 @@ def status(store: Path, matrix: Path | None, only: str | None) -> None:
 @store_option
 @only_option
 @click.option(
-    "--format", "form", type=click.Choice(["table", "markdown", "csv", "json"]),
+    "--format", "form", type=click.Choice(["table", "markdown", "csv", "json", "latex"]),
     default="table", show_default=True,
 )  # fmt: skip
 @click.option("--devices", is_flag=True, help="Every precision on every device instead.")
 @click.option(
     "--picture", type=_FILE, help="Draw accuracy against latency: a .png, .svg or .html file."
 )
+@click.option("--pair", metavar="PATTERN", help="Only pairs whose name contains PATTERN.")
+@click.option("--method", metavar="NAME", help="Only rows with this method in a stage.")
+@click.option(
+    "--sort", default="accuracy", show_default=True,
+    type=click.Choice(
+        ["accuracy", "difference", "spread", "latency", "parameters", "macs", "epochs", "name"]
+    ),
+    help="Order within a pair; # stays the rank by accuracy.",
+)  # fmt: skip
+@click.option(
+    "--against", metavar="ROW|CELL", help="Compare all rows with this one, not their controls."
+)
+@margin_option
+@click.option("--watch", is_flag=True, help="Show it again until the run is over; Ctrl-C ends.")
+@click.option("--out", type=_FILE, help="Write the text of --format to this file.")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
 def leaderboard(**options: Any) -> None:
     """Rank the rows of a matrix from what the store holds."""
     from rich.console import Console
@@ -160,6 +180,54 @@ def leaderboard(**options: Any) -> None:
     from smskd_bench.report import board
 
     board.show(board.BoardRequest(**options), Console())
+
+
+@main.command()
+@matrix_option
+@store_option
+@only_option
+@click.option(
+    "--difference", type=click.FloatRange(min=0.0, min_open=True), metavar="POINTS", required=True,
+    help="Size of the difference that is to be shown.",
+)  # fmt: skip
+@click.option(
+    "--power", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.8,
+    show_default=True, help="Chance that it is shown if it is there.",
+)  # fmt: skip
+@click.option("--pair", metavar="PATTERN", help="Only pairs whose name contains PATTERN.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table",
+    show_default=True,
+)  # fmt: skip
+def seeds(**options: Any) -> None:
+    """Tell how many seeds a claim needs, from the spread seen so far."""
+    from rich.console import Console
+
+    from smskd_bench.report import seed_plan
+
+    seed_plan.show(seed_plan.SeedsRequest(**options), Console())
+
+
+@main.command()
+@matrix_option
+@store_option
+@click.option("--published", is_flag=True, help="Our numbers beside published ones instead.")
+@click.option(
+    "--claims", "ledger", type=_FILE, help="Another file of claims than the repository's."
+)
+@margin_option
+@click.option(
+    "--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table",
+    show_default=True,
+)  # fmt: skip
+@click.option("--all", "everything", is_flag=True, help="Also what was not run.")
+def claims(**options: Any) -> None:
+    """Show what the store says about each claim of SMSKD, or about published numbers."""
+    from rich.console import Console
+
+    from smskd_bench.report import claim_board
+
+    claim_board.show(claim_board.ClaimsRequest(**options), Console())
 
 
 @main.command("list")

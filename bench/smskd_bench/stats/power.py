@@ -38,7 +38,13 @@ def power(n: int, difference: float, std: float, alpha: float = ALPHA) -> float:
     critical = t_quantile(1 - alpha / 2, n - 1)
     if not math.isfinite(shift) or shift > 1e3:
         return 1.0
-    return float(1 - nctdtr(n - 1, shift, critical) + nctdtr(n - 1, shift, -critical))
+    return 1.0 - _below(critical, n - 1, shift) + _below(-critical, n - 1, shift)
+
+
+def _below(value: float, freedom: int, shift: float) -> float:
+    """Probability that the noncentral t is below a value."""
+    found = float(nctdtr(freedom, shift, value))
+    return 0.0 if math.isnan(found) else found  # so far out that scipy gives up
 
 
 def equality_power(n: int, margin: float, std: float, alpha: float = ALPHA) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -47,13 +48,16 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
 
 
 def _resampled_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    n = values.size
-    if n <= ALL_RESAMPLES:
-        chosen = np.array(list(product(range(n), repeat=n)))
-    else:
-        chosen = np.random.default_rng(SEED).integers(n, size=(DRAWS, n))
-    means: NDArray[np.float64] = values[chosen].mean(axis=1)
+    means: NDArray[np.float64] = values[_resamples(values.size)].mean(axis=1)
     return means
+
+
+@lru_cache(maxsize=8)
+def _resamples(n: int) -> NDArray[np.int64]:
+    """Which values each resample takes ``(R, n)``."""
+    if n <= ALL_RESAMPLES:
+        return np.array(list(product(range(n), repeat=n)))
+    return np.random.default_rng(SEED).integers(n, size=(DRAWS, n))
 
 
 def sign_flip_p(values: Sequence[float]) -> float:
