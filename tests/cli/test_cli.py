@@ -27,6 +27,8 @@ COMMANDS = [
     "run",
     "status",
     "leaderboard",
+    "seeds",
+    "claims",
     "list",
     "import",
     "fetch",
@@ -149,6 +151,7 @@ MEASURING = [
 PROJECT = ("--project", "WANDB_PROJECT", "smskd-bench")
 STORE = ("--store", "SMSKD_STORE", "runs")
 DATA = ("--data-root", "SMSKD_DATA", None)
+FORMAT = ("--format", None, "table")
 MATRIX, ONLY = ("--matrix", None, "required"), ("--only", None, None)
 FROZEN = {
     "run": [
@@ -158,7 +161,13 @@ FROZEN = {
         ("--download", None, False),
     ],
     "status": [STORE, ("--matrix", None, None), ONLY],
-    "leaderboard": [MATRIX, STORE, ONLY, ("--format", None, "table"), ("--devices", None, False), ("--picture", None, None)],
+    "leaderboard": [
+        MATRIX, STORE, ONLY, FORMAT, ("--devices", None, False), ("--picture", None, None), ("--pair", None, None), ("--method", None, None),
+        ("--sort", None, "accuracy"), ("--against", None, None), ("--margin", None, None), ("--watch", None, False), ("--out", None, None),
+        ("--force", None, False),
+    ],
+    "seeds": [MATRIX, STORE, ONLY, ("--difference", None, "required"), ("--power", None, None), ("--pair", None, None), FORMAT],
+    "claims": [MATRIX, STORE, ("--published", None, False), ("--claims", None, None), ("--margin", None, None), FORMAT, ("--all", None, False)],
     "list": [("kind", None, "required")],
     "import": [
         ("file", None, "required"), ("--model", None, "required"), ("--classes", None, "required"), ("--out", None, "required"),

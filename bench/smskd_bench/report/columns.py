@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from smskd_bench.report.comparisons import Versus
 from smskd_bench.report.exported import shown_export
 from smskd_bench.report.rows import LeaderboardRow
 from smskd_bench.stats.comparing import WORDS, Verdict
@@ -69,9 +70,13 @@ def verdict_of(row: LeaderboardRow) -> Verdict | None:
     return row.versus.verdict if row.versus else None
 
 
+def verdict_words(versus: Versus) -> str:
+    """Sign and words of a verdict."""
+    return f"{SIGNS[versus.verdict]} {WORDS[versus.verdict]}"
+
+
 def _verdict(row: LeaderboardRow) -> str:
-    verdict = verdict_of(row)
-    return "-" if verdict is None else f"{SIGNS[verdict]} {WORDS[verdict]}"
+    return verdict_words(row.versus) if row.versus else "-"
 
 
 def short_verdict(row: LeaderboardRow) -> str:
@@ -158,8 +163,8 @@ def verdict_note(rows: Iterable[LeaderboardRow]) -> str:
     if not compared:
         return ""
     return (
-        "95 %: of the mean, Student's t over seeds, each row by itself. verdict: paired t test over "
-        f"seeds, corrected for the {compared[0].family} comparisons of the table (Holm); "
+        "95 %: of the mean, Student's t over seeds, each row by itself. verdict: paired t test "
+        f"over seeds, corrected for the {compared[0].family} comparisons of the table (Holm); "
         f"{WORDS['equal']}: within {compared[0].margin:g} points (two one-sided tests). "
         f"{WORDS['open']}: neither is shown; `smskd-bench seeds` tells how many would."
     )

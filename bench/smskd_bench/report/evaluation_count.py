@@ -26,8 +26,8 @@ class EvaluationCount:
     def text(self) -> str:
         """The count in a sentence."""
         return (
-            f"The test set was evaluated {self.evaluations:,} times in {self.stage_runs:,} finished "
-            f"stage runs, at most {self.most} times in one; no number was chosen by it."
+            f"The test set was evaluated {self.evaluations:,} times in {self.stage_runs:,} "
+            f"finished stage runs, at most {self.most} times in one; no number was chosen by it."
         )
 
 

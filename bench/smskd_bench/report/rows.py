@@ -15,9 +15,9 @@ from smskd_bench.matrix import RowSection
 from smskd_bench.naming import row_name
 from smskd_bench.plan import Cell, Plan
 from smskd_bench.report.comparisons import Versus, compare_all, strongest
+from smskd_bench.report.evaluation_count import evaluations_of
 from smskd_bench.report.exported import ExportedNumbers, exported_numbers
 from smskd_bench.report.missing import Missing, MissingRow
-from smskd_bench.report.evaluation_count import evaluations_of
 from smskd_bench.stats.comparing import MARGIN
 from smskd_bench.stats.sample import Interval, sample
 from smskd_bench.store import RESULT, RETRAIN, Record, Store
@@ -152,8 +152,12 @@ def _top1(store: Store, key: str, record: Record) -> float:
 def _methods(plan: Plan, cell: Cell, section: RowSection) -> tuple[str, ...]:
     """Names of methods and modifiers, registered ones and the matrix's own."""
     specs = [method for key in cell.stages for method in plan.nodes[key].methods]
-    names = [name for method in specs for name in (method.name, *(m.name for m in method.modifiers))]
-    return tuple(dict.fromkeys([*names, *(name for stage in section.stages for name in stage.method)]))
+    names = [
+        name for method in specs for name in (method.name, *(m.name for m in method.modifiers))
+    ]
+    return tuple(
+        dict.fromkeys([*names, *(name for stage in section.stages for name in stage.method)])
+    )
 
 
 def _deployed_cost(records: Iterable[Record]) -> ModelCost | None:

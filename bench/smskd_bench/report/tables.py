@@ -29,7 +29,16 @@ from smskd_bench.report.text_forms import RENDERERS
 from smskd_bench.report.view import Placed, indented, ordered
 from smskd_bench.stats.comparing import WORDS
 
-__all__ = ["FOOTNOTE", "FORMATS", "WIDE", "View", "human", "print_table", "render", "terminal_table"]
+__all__ = [
+    "FOOTNOTE",
+    "FORMATS",
+    "WIDE",
+    "View",
+    "human",
+    "print_table",
+    "render",
+    "terminal_table",
+]
 
 FORMATS = ("table", *RENDERERS)
 
@@ -183,9 +192,7 @@ def _brief(column: Column) -> Column:
     return (name, side, lambda row: row.status.split(": ")[0]) if name == "status" else column
 
 
-def print_table(
-    rows: Sequence[LeaderboardRow], console: Console, view: View | None = None
-) -> None:
+def print_table(rows: Sequence[LeaderboardRow], console: Console, view: View | None = None) -> None:
     """Print the terminal form; a console that is no terminal gets wide lines."""
     if not console.is_terminal:
         console = Console(file=console.file, width=WIDE)

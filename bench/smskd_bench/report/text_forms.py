@@ -48,7 +48,12 @@ def _latex(placed: Sequence[Placed], notes: Sequence[str]) -> str:
         sides = "".join("r" if side == "right" else "l" for _, side, _ in columns)
         heads = " & ".join(escaping.latex(name) for name, _, _ in columns)
         lines += ["\\begin{table}", f"\\caption{{{escaping.latex(heading(pair, rows))}}}"]
-        lines += [f"\\begin{{tabular}}{{r{sides}}}", "\\toprule", f"\\# & {heads} \\\\", "\\midrule"]
+        lines += [
+            f"\\begin{{tabular}}{{r{sides}}}",
+            "\\toprule",
+            f"\\# & {heads} \\\\",
+            "\\midrule",
+        ]
         for p in found:
             cells = [escaping.latex(cell(p.row)) for _, _, cell in columns]
             if p.rank == 1 and p.row.mean is not None:

@@ -84,7 +84,9 @@ def select(
 
 def _some(found: list[LeaderboardRow], kind: str, name: str, known: Iterable[str]) -> None:
     if not found:
-        raise UsageError(f"no row has the {kind} {name!r}", did_you_mean(name, dict.fromkeys(known)))
+        raise UsageError(
+            f"no row has the {kind} {name!r}", did_you_mean(name, dict.fromkeys(known))
+        )
 
 
 def ranks(rows: Sequence[LeaderboardRow]) -> dict[tuple[str, str], int]:

@@ -40,6 +40,10 @@ WORDS: dict[Verdict, str] = {
 """What a table prints."""
 
 
+NOTHING_SHOWN = "neither a difference nor equality is shown"
+"""Why most verdicts are open."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """Paired differences, ours minus the control's.
@@ -144,4 +148,4 @@ def _why_open(found: Difference) -> str:
         return "every seed differs by the same, so the spread is not known"
     if found.p <= ALPHA:
         return f"p {found.p:.2g} alone, but not among {found.family} comparisons"
-    return "neither a difference nor equality is shown"
+    return NOTHING_SHOWN

@@ -1,4 +1,4 @@
-"""Holm's correction: several p values of one table, none of them lucky only because of the others."""
+"""Holm's correction for several p values of one table."""
 
 from __future__ import annotations
 

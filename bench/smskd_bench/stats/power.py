@@ -128,4 +128,3 @@ def upper_std(std: float, freedom: int, confidence: float = CAUTION) -> float:
     """What a standard deviation is not above, with so much confidence."""
     # chdtri inverts the upper tail: the quantile below which 1 - confidence lies.
     return std * math.sqrt(freedom / float(chdtri(freedom, confidence)))
-

@@ -83,5 +83,6 @@ def _signs(n: int) -> tuple[NDArray[np.float64], bool]:
     """Rows of +1 and -1 ``(R, n)``, and whether they are all there are."""
     if n <= ALL_SIGNS:
         bits = (np.arange(1 << n)[:, None] >> np.arange(n)) & 1
-        return 1.0 - 2.0 * bits, True
-    return np.random.default_rng(SEED).choice((-1.0, 1.0), size=(DRAWS, n)), False
+        return (1.0 - 2.0 * bits).astype(np.float64), True
+    drawn = np.random.default_rng(SEED).integers(2, size=(DRAWS, n))
+    return (1.0 - 2.0 * drawn).astype(np.float64), False
