@@ -317,6 +317,40 @@ def test_leaderboard_of_an_empty_store_in_all_formats(here, bench, matrix):
     assert not store.exists()
 
 
+def test_leaderboard_options_that_are_wrong(here, bench, matrix):
+    words = ("leaderboard", "--matrix", matrix, "--store", bench.folder / "missing")
+    refused(here(*words, "--method", "fitnett", expect=2), "did you mean 'fitnet'")
+    refused(here(*words, "--pair", "vgg", expect=2), "no row has the pair 'vgg'")
+    refused(here(*words, "--against", "kdd", expect=2), "no row or cell is named 'kdd'", "'kd'")
+    refused(here(*words, "--sort", "luck", expect=2), "'luck' is not one of")
+    refused(here(*words, "--margin", "0", expect=2), "--margin")
+    refused(here(*words, "--watch", "--devices", expect=2), "--watch shows the table only")
+    refused(here(*words, "--out", bench.folder / "x.md", expect=2), "add --format")
+    mine = bench.folder / "mine.csv"
+    mine.write_text("mine")
+    words = (*words, "--format", "csv", "--out", mine)
+    refused(here(*words, expect=3), "is there already", "--force")
+    assert mine.read_text() == "mine"
+    assert here(*words, "--force").out == f"written: {mine}\n"
+    assert mine.read_text().startswith("pair,row,")
+
+
+def test_claims_and_seeds_of_an_empty_store(here, bench, matrix):
+    board, store = ROOT / "leaderboards" / "quickstart.yaml", bench.folder / "missing"
+    out = here("claims", "--matrix", board, "--store", store).out
+    assert "The frozen student of the stage before, as a reference, helps" in out
+    assert "not run" in out
+    words = ("--matrix", matrix, "--store", store)
+    refused(here("claims", *words, expect=2), "no claim names rows of the matrix tiny")
+    refused(
+        here("claims", *words, "--published", expect=2), "no published number", "list published"
+    )
+    refused(here("claims", *words, "--claims", bench.folder / "no.yaml", expect=2), "no such file")
+    refused(here("seeds", *words, "--difference", "0.3", expect=3), "no spread is known", "run")
+    refused(here("seeds", *words, expect=2), "Missing option '--difference'")
+    assert not store.exists()
+
+
 def test_dry_run(here, bench, matrix):
     store = bench.folder / "missing"
     done = here("run", "--matrix", matrix, "--store", store, "--dry-run")
