@@ -8,7 +8,7 @@ import statistics
 
 import numpy as np
 import pytest
-import torch
+from filled import fill
 from matrices import PAIR, plan_of
 from rich.console import Console
 from smskd_bench.cost import epoch_macs, network_cost
@@ -48,12 +48,6 @@ TOP1 = {
 }
 
 
-def fill(store, plan, key, top1, kept=None):
-    store.begin(plan.nodes[key])
-    record = {"key": key, "test": {"top1": top1, "top5": 99.0, "loss": 1.0}, "kept": kept}
-    store.complete(key, record, {"w": torch.zeros(1)}, torch.zeros(3))
-
-
 @pytest.fixture(scope="module")
 def plan():
     return plan_of(rows=ROWS, seeds=SEEDS)
@@ -72,7 +66,7 @@ def store(tmp_path, plan):
                 if cell.row == "smskd"
                 else None
             )
-            fill(store, plan, cell.stages[-1], numbers[cell.seed], kept)
+            fill(store, plan, cell.stages[-1], numbers[cell.seed], kept=kept)
     broken = cell_of(plan, "fitnet_with_hints>logit_standardised_kd>dkd", 1)
     store.begin(plan.nodes[broken.stages[1]])
     store.fail(broken.stages[1], "diverged", "loss term [sp] became NaN\nin epoch 3 | or so", 2)

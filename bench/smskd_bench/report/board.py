@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from smskd.errors import ConfigError
 from smskd_bench.config import load_matrix
@@ -88,7 +89,9 @@ def _watch(request: BoardRequest, plan: Plan, store: Store, console: Console) ->
         board = read_leaderboard(plan, store, request.margin, request.against)
         rows = select(board.rows, request.pair, request.method)
         width = console.width if console.is_terminal else WIDE
-        return terminal_table(rows, width, _view(request, board))
+        done = sum(store.is_done(cell.stages[-1]) for cell in plan.cells)
+        progress = Text(f"{plan.matrix.name}: {done} of {len(plan.cells)} cells done")
+        return Group(terminal_table(rows, width, _view(request, board)), progress)
 
     watch(table, lambda: is_settled(plan, store), console)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from smskd_bench.claims import Claim, ClaimTest, Expectation, Ledger, tests_of
@@ -120,7 +120,7 @@ def _judged(tests: Sequence[ClaimTest], rows: Sequence[LeaderboardRow], margin: 
 
 
 def _named(versus: Versus, test: ClaimTest) -> Versus:
-    return Versus(**{**versus.__dict__, "control": test.control})
+    return replace(versus, control=test.control)
 
 
 def _against_zero(differences: Mapping[str, Scores], margin: float) -> dict[str, Versus]:
