@@ -8,6 +8,7 @@ import statistics
 
 import numpy as np
 import pytest
+import torch
 from filled import fill
 from matrices import PAIR, plan_of
 from rich.console import Console
