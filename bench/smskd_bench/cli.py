@@ -33,6 +33,10 @@ only_option = click.option(
     "--only", metavar="PATTERN",
     help="Only cells whose name contains PATTERN; * matches anything.",
 )  # fmt: skip
+margin_option = click.option(
+    "--margin", type=click.FloatRange(min=0.0, min_open=True), metavar="POINTS", default=0.3,
+    show_default=True, help="Points of accuracy that are practically no difference.",
+)  # fmt: skip
 
 
 class _Group(click.Group):
@@ -187,13 +191,29 @@ def status(store: Path, matrix: Path | None, only: str | None) -> None:
 @store_option
 @only_option
 @click.option(
-    "--format", "form", type=click.Choice(["table", "markdown", "csv", "json"]),
+    "--format", "form", type=click.Choice(["table", "markdown", "csv", "json", "latex"]),
     default="table", show_default=True,
 )  # fmt: skip
 @click.option("--devices", is_flag=True, help="Every precision on every device instead.")
 @click.option(
     "--picture", type=_FILE, help="Draw accuracy against latency: a .png, .svg or .html file."
 )
+@click.option("--pair", metavar="PATTERN", help="Only pairs whose name contains PATTERN.")
+@click.option("--method", metavar="NAME", help="Only rows with this method in a stage.")
+@click.option(
+    "--sort", default="accuracy", show_default=True,
+    type=click.Choice(
+        ["accuracy", "difference", "spread", "latency", "parameters", "macs", "epochs", "name"]
+    ),
+    help="Order within a pair; # stays the rank by accuracy.",
+)  # fmt: skip
+@click.option(
+    "--against", metavar="ROW|CELL", help="Compare all rows with this one, not their controls."
+)
+@margin_option
+@click.option("--watch", is_flag=True, help="Show it again until the run is over; Ctrl-C ends.")
+@click.option("--out", type=_FILE, help="Write the text of --format to this file.")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
 def leaderboard(**options: Any) -> None:
     """Rank the rows of a matrix from what the store holds."""
     from smskd_bench.report import board
@@ -215,11 +235,10 @@ def leaderboard(**options: Any) -> None:
 )  # fmt: skip
 def verify(**options: Any) -> None:
     """Train CELL (pair/row/s0; pair/row: all seeds) again from its record, and compare."""
-    from rich.console import Console
-
     from smskd_bench import verifying
+    from smskd_bench.terminal import Terminal
 
-    sys.exit(verifying.verify(verifying.VerifyRequest(**options), Console()))
+    sys.exit(verifying.verify(verifying.VerifyRequest(**options), Terminal()))
 
 
 @main.command()
@@ -231,22 +250,66 @@ def verify(**options: Any) -> None:
 @click.option("--delete", is_flag=True, help="Delete what is listed, instead of listing only.")
 def gc(**options: Any) -> None:
     """List, or delete, what no matrix refers to and what killed processes left."""
-    from rich.console import Console
-
     from smskd_bench import tidying
+    from smskd_bench.terminal import Terminal
 
-    tidying.tidy(tidying.TidyRequest(**options), Console())
+    tidying.tidy(tidying.TidyRequest(**options), Terminal())
 
 
 @main.command()
 @store_option
 def migrate(store: Path) -> None:
     """Bring a store of an older version to the format of this one."""
-    from rich.console import Console
-
     from smskd_bench import migrating
+    from smskd_bench.terminal import Terminal
 
-    migrating.migrate(store, Console())
+    migrating.migrate(store, Terminal())
+
+
+@main.command()
+@matrix_option
+@store_option
+@only_option
+@click.option(
+    "--difference", type=click.FloatRange(min=0.0, min_open=True), metavar="POINTS", required=True,
+    help="Size of the difference that is to be shown.",
+)  # fmt: skip
+@click.option(
+    "--power", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=0.8,
+    show_default=True, help="Chance that it is shown if it is there.",
+)  # fmt: skip
+@click.option("--pair", metavar="PATTERN", help="Only pairs whose name contains PATTERN.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table",
+    show_default=True,
+)  # fmt: skip
+def seeds(**options: Any) -> None:
+    """Tell how many seeds a claim needs, from the spread seen so far."""
+    from smskd_bench.report import seed_plan
+    from smskd_bench.terminal import Terminal
+
+    seed_plan.show(seed_plan.SeedsRequest(**options), Terminal())
+
+
+@main.command()
+@matrix_option
+@store_option
+@click.option("--published", is_flag=True, help="Our numbers beside published ones instead.")
+@click.option(
+    "--claims", "ledger", type=_FILE, help="Another file of claims than the repository's."
+)
+@margin_option
+@click.option(
+    "--format", "form", type=click.Choice(["table", "markdown", "json"]), default="table",
+    show_default=True,
+)  # fmt: skip
+@click.option("--all", "everything", is_flag=True, help="Also what was not run.")
+def claims(**options: Any) -> None:
+    """Show what the store says about each claim of SMSKD, or about published numbers."""
+    from smskd_bench.report import claim_board
+    from smskd_bench.terminal import Terminal
+
+    claim_board.show(claim_board.ClaimsRequest(**options), Terminal())
 
 
 @main.command("list")

@@ -23,7 +23,6 @@ from typing import Any
 import click
 import torch
 import torch.distributed as dist
-from rich.console import Console
 
 from smskd.datasets import dataset_info
 from smskd.errors import RefusedError, SmskdError
@@ -42,6 +41,7 @@ from smskd_bench.running import RunRequest
 from smskd_bench.spec import StageSpec
 from smskd_bench.stopping import Interrupted, StopRequest
 from smskd_bench.store import Place, Record, Store
+from smskd_bench.terminal import Terminal
 from smskd_bench.worker import Begun, Progress, RunOptions, Worker, stage_of
 
 PATHS = FastPaths(teacher_table="off", fold_seeds="off", workers=1)
@@ -150,7 +150,7 @@ def lead(request: RunRequest, ranks: Ranks) -> int:
     def make_worker(store: Store, options: RunOptions, stop: StopRequest) -> Worker:
         return ShardedWorker(store, options, stop, ranks)
 
-    code = running.run(request, Console(), make_worker, StopRequest(patient=True))
+    code = running.run(request, Terminal(), make_worker, StopRequest(patient=True))
     tell(None)
     return code
 

@@ -27,7 +27,7 @@ from smskd_bench.prediction import (
     left_s,
     savings,
 )
-from smskd_bench.report.tables import human
+from smskd_bench.report.columns import human
 from smskd_bench.running import RunRequest, choose_device
 from smskd_bench.speed import Workload
 from smskd_bench.store import Store

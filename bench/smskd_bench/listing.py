@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from smskd_bench.report.tables import human
+from smskd_bench.report.columns import human
 
 if TYPE_CHECKING:
     from smskd.methods.base import Component, Needs

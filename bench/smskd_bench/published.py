@@ -17,6 +17,7 @@ STANDARD = "crd-240"
 """Label of the recipe that most of them, and our CIFAR-100 boards, use."""
 
 _FILE = Path("leaderboards/published/cifar100.csv")
+_SOURCES = Path("leaderboards/published/sources.csv")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,34 @@ class Published:
     source: str
     protocol: str
     ours: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where numbers come from.
+
+    Attributes:
+        name: As in :attr:`Published.source`.
+        place: Repository or paper.
+        epoch: Whose test accuracy it reports: ``last``, ``best`` of all on the test set, or
+            ``not said``.
+    """
+
+    name: str
+    place: str
+    epoch: str
+
+
+@cache
+def load_sources() -> dict[str, Source]:
+    """Sources by name.
+
+    Raises:
+        MissingDataError: the program is installed without the repository.
+    """
+    with repository_file(_SOURCES).open(encoding="utf-8", newline="") as stream:
+        rows = [Source(row["source"], row["from"], row["epoch"]) for row in csv.DictReader(stream)]
+    return {source.name: source for source in rows}
 
 
 @cache
@@ -66,12 +95,20 @@ def _read(row: dict[str, str]) -> Published:
 
 
 def _file() -> Path:
-    """The file of the checkout this module is part of, else of the current folder."""
+    return repository_file(_FILE)
+
+
+def repository_file(file: Path) -> Path:
+    """A file of the checkout this module is part of, else of the current folder.
+
+    Raises:
+        MissingDataError: the program is installed without the repository.
+    """
     for folder in (Path(__file__).resolve().parents[2], Path.cwd()):
-        if (folder / _FILE).is_file():
-            return folder / _FILE
+        if (folder / file).is_file():
+            return folder / file
     raise MissingDataError(
-        f"the published numbers are not there: {_FILE} is part of the repository, not of the "
-        "installed package",
+        f"the published numbers and claims are not there: {file} is part of the repository, not "
+        "of the installed package",
         "run this from a checkout of the repository",
     )

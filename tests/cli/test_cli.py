@@ -31,6 +31,8 @@ COMMANDS = [
     "verify",
     "gc",
     "migrate",
+    "seeds",
+    "claims",
     "list",
     "import",
     "fetch",
@@ -154,6 +156,7 @@ MEASURING = [
 PROJECT = ("--project", "WANDB_PROJECT", "smskd-bench")
 STORE = ("--store", "SMSKD_STORE", "runs")
 DATA = ("--data-root", "SMSKD_DATA", None)
+FORMAT = ("--format", None, "table")
 MATRIX, ONLY = ("--matrix", None, "required"), ("--only", None, None)
 FROZEN = {
     "run": [
@@ -166,12 +169,18 @@ FROZEN = {
         ("--download", None, False),
     ],
     "status": [STORE, ("--matrix", None, None), ONLY],
-    "leaderboard": [MATRIX, STORE, ONLY, ("--format", None, "table"), ("--devices", None, False), ("--picture", None, None)],
     "verify": [
         ("cell", None, "required"), MATRIX, STORE, DATA, ("--stage", None, None), ("--all-stages", None, False), ("--scratch", None, None),
     ],
     "gc": [("--matrix", None, None), STORE, ("--delete", None, False)],
     "migrate": [STORE],
+    "leaderboard": [
+        MATRIX, STORE, ONLY, FORMAT, ("--devices", None, False), ("--picture", None, None), ("--pair", None, None), ("--method", None, None),
+        ("--sort", None, "accuracy"), ("--against", None, None), ("--margin", None, None), ("--watch", None, False), ("--out", None, None),
+        ("--force", None, False),
+    ],
+    "seeds": [MATRIX, STORE, ONLY, ("--difference", None, "required"), ("--power", None, None), ("--pair", None, None), FORMAT],
+    "claims": [MATRIX, STORE, ("--published", None, False), ("--claims", None, None), ("--margin", None, None), FORMAT, ("--all", None, False)],
     "list": [("kind", None, "required")],
     "import": [
         ("file", None, "required"), ("--model", None, "required"), ("--classes", None, "required"), ("--out", None, "required"),
@@ -347,6 +356,40 @@ def test_leaderboard_of_an_empty_store_in_all_formats(here, bench, matrix):
     assert {line["status"] for line in found} == {"missing"}
     (found,) = json.loads(here(*words, "--format", "json", "--only", "fitnet").out)
     assert (found["row"], found["mean"], found["versus"]) == ("fitnet>kd", None, None)
+    assert not store.exists()
+
+
+def test_leaderboard_options_that_are_wrong(here, bench, matrix):
+    words = ("leaderboard", "--matrix", matrix, "--store", bench.folder / "missing")
+    refused(here(*words, "--method", "fitnett", expect=2), "did you mean 'fitnet'")
+    refused(here(*words, "--pair", "vgg", expect=2), "no row has the pair 'vgg'")
+    refused(here(*words, "--against", "kdd", expect=2), "no row or cell is named 'kdd'", "'kd'")
+    refused(here(*words, "--sort", "luck", expect=2), "'luck' is not one of")
+    refused(here(*words, "--margin", "0", expect=2), "--margin")
+    refused(here(*words, "--watch", "--devices", expect=2), "--watch shows the table only")
+    refused(here(*words, "--out", bench.folder / "x.md", expect=2), "add --format")
+    mine = bench.folder / "mine.csv"
+    mine.write_text("mine")
+    words = (*words, "--format", "csv", "--out", mine)
+    refused(here(*words, expect=3), "is there already", "--force")
+    assert mine.read_text() == "mine"
+    assert here(*words, "--force").out == f"written: {mine}\n"
+    assert mine.read_text().startswith("pair,row,")
+
+
+def test_claims_and_seeds_of_an_empty_store(here, bench, matrix):
+    board, store = ROOT / "leaderboards" / "quickstart.yaml", bench.folder / "missing"
+    out = here("claims", "--matrix", board, "--store", store).out
+    assert "The frozen student of the stage before, as a reference, helps" in out
+    assert "not run" in out
+    words = ("--matrix", matrix, "--store", store)
+    refused(here("claims", *words, expect=2), "no claim names rows of the matrix tiny")
+    refused(
+        here("claims", *words, "--published", expect=2), "no published number", "list published"
+    )
+    refused(here("claims", *words, "--claims", bench.folder / "no.yaml", expect=2), "no such file")
+    refused(here("seeds", *words, "--difference", "0.3", expect=3), "no spread is known", "run")
+    refused(here("seeds", *words, expect=2), "Missing option '--difference'")
     assert not store.exists()
 
 

@@ -15,7 +15,8 @@ from smskd_export.targets import load_target
 from smskd.errors import SmskdError
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = sorted((ROOT / "leaderboards").glob("*.yaml"), key=lambda path: path.stat().st_size)
+MATRICES = (p for p in (ROOT / "leaderboards").glob("*.yaml") if p.name != "claims.yaml")
+SHIPPED = sorted(MATRICES, key=lambda path: path.stat().st_size)
 PROFILES = sorted((ROOT / "export" / "smskd_export" / "targets").glob("*.yaml"))
 KEYS = (
     "name", "dataset", "pairs", "seeds", "rows", "recipe", "teacher", "reference", "methods", "assistants", "plugins",

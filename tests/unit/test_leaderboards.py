@@ -18,7 +18,7 @@ from smskd.methods import METHODS, MODIFIERS
 from smskd.models import MODELS
 
 FOLDER = Path(__file__).parents[2] / "leaderboards"
-MATRICES = sorted(path.name for path in FOLDER.glob("*.yaml"))
+MATRICES = sorted(p.name for p in FOLDER.glob("*.yaml") if p.name != "claims.yaml")
 STANDARD_PAIRS = {
     "resnet56>resnet20", "resnet110>resnet20", "resnet110>resnet32", "resnet32x4>resnet8x4",
     "wrn_40_2>wrn_16_2", "wrn_40_2>wrn_40_1", "vgg13>vgg8", "vgg13>MobileNetV2",

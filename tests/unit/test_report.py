@@ -9,6 +9,7 @@ import statistics
 import numpy as np
 import pytest
 import torch
+from filled import fill
 from matrices import PAIR, plan_of
 from rich.console import Console
 from smskd_bench.cost import epoch_macs, network_cost
@@ -48,12 +49,6 @@ TOP1 = {
 }
 
 
-def fill(store, plan, key, top1, kept=None):
-    store.begin(plan.nodes[key])
-    record = {"key": key, "test": {"top1": top1, "top5": 99.0, "loss": 1.0}, "kept": kept}
-    store.complete(key, record, {"w": torch.zeros(1)}, torch.zeros(3))
-
-
 @pytest.fixture(scope="module")
 def plan():
     return plan_of(rows=ROWS, seeds=SEEDS)
@@ -72,7 +67,7 @@ def store(tmp_path, plan):
                 if cell.row == "smskd"
                 else None
             )
-            fill(store, plan, cell.stages[-1], numbers[cell.seed], kept)
+            fill(store, plan, cell.stages[-1], numbers[cell.seed], kept=kept)
     broken = cell_of(plan, "fitnet_with_hints>logit_standardised_kd>dkd", 1)
     store.begin(plan.nodes[broken.stages[1]])
     store.fail(broken.stages[1], "diverged", "loss term [sp] became NaN\nin epoch 3 | or so", 2)
@@ -408,12 +403,12 @@ def test_the_terminal_table_is_never_too_wide_and_no_name_is_cut(plan, store, wi
 
 
 def test_a_narrow_terminal_says_what_it_leaves_out(rows):
-    assert "left out here: kind, epochs," in shown(rows, 80)
-    assert "left out" not in shown(rows, 200)
+    assert "left out here: kind, 95 %, epochs," in shown(rows, 80)
+    assert "left out" not in shown(rows, 240)
 
 
 def test_a_wide_terminal_shows_every_name_on_one_line(rows):
-    lines = shown(rows, 200).splitlines()
+    lines = shown(rows, 240).splitlines()
     for row in rows:
         assert any(row.row in line for line in lines)
 
@@ -442,7 +437,7 @@ def test_no_rows_at_all():
 
 
 def test_formats_are_those_of_the_command_line():
-    assert FORMATS == ("table", "markdown", "csv", "json")
+    assert FORMATS == ("table", "markdown", "csv", "json", "latex")
 
 
 @pytest.mark.parametrize(

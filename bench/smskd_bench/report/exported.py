@@ -162,3 +162,14 @@ def _made(report: ExportReport) -> Iterator[ExportedNumbers]:
 
 def _ms(ns: float | None) -> float | None:
     return None if ns is None else ns / 1e6
+
+
+def shown_export(exported: Iterable[ExportedNumbers]) -> ExportedNumbers | None:
+    """The export a table shows, all of its columns from the same one.
+
+    One image at a time in fp32, as the accuracy beside it is fp32's; the newest that was timed.
+    """
+    plain = [e for e in exported if e.precision == "fp32" and not e.cuda_graph]
+    first = [e for e in plain if e.batch == min(other.batch for other in plain)]
+    timed = [export for export in first if export.p50_ms is not None]
+    return max(timed or first, key=lambda export: export.measured_utc, default=None)

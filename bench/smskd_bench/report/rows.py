@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from smskd.cost import ModelCost
-from smskd_bench.collector import collector_paused
 from smskd_bench.cost import network_cost
 from smskd_bench.matrix import RowSection
 from smskd_bench.naming import row_name
 from smskd_bench.plan import Cell, Plan
-from smskd_bench.report.exported import ExportedNumbers, exported_keys, exported_numbers
+from smskd_bench.report.comparisons import Versus, compare_all, strongest
+from smskd_bench.report.exported import ExportedNumbers, exported_numbers
+from smskd_bench.report.held import Held, read_held
+from smskd_bench.report.missing import Missing, MissingRow
+from smskd_bench.stats.comparing import MARGIN
+from smskd_bench.stats.sample import Interval, sample
 from smskd_bench.store import Record, Store
 
 Kind = Literal["student", "single", "joint", "staged", "smskd"]
 
-READ = ("test", "kept", "deployed")
-"""Entries of a result that rows are made of."""
-
-
-@dataclass(frozen=True)
-class Versus:
-    """A row against the control it has to beat, paired by seed.
-
-    Attributes:
-        control: Name of the strongest of the row's controls.
-        difference: Mean difference of test top-1 in points, ours minus the control's.
-        std: Its standard deviation over seeds; None for one seed.
-        n: Seeds that both have.
-    """
-
-    control: str
-    difference: float
-    std: float | None
-    n: int
+Controls = Callable[["LeaderboardRow"], tuple[str, ...]]
+"""Names of the rows that a row is compared with."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +39,11 @@ class LeaderboardRow:
         status: "done", "partial", "missing" or why cells failed.
         controls: Names of the rows this one has to beat.
         versus: The comparison with the strongest of them; None until both have results.
+        interval: 95 percent interval of the mean, Student's t; None for fewer than two seeds.
+        comparisons: With each of the controls that has results.
+        methods: Names of all methods and modifiers, and of the matrix's variants of them.
+        test_evaluations: How often its stage runs were evaluated on the test set, all seeds.
+        missing: Why seeds have no number.
     """
 
     pair: str
@@ -71,84 +63,97 @@ class LeaderboardRow:
     versus: Versus | None = None
     exported: list[ExportedNumbers] = field(default_factory=list)
     note: str = ""
+    interval: Interval | None = None
+    comparisons: tuple[Versus, ...] = ()
+    methods: tuple[str, ...] = ()
+    test_evaluations: int = 0
+    missing: tuple[MissingRow, ...] = ()
 
 
-def leaderboard_rows(plan: Plan, store: Store) -> list[LeaderboardRow]:
-    """All rows, the pairs in the matrix's order, within a pair the best mean first."""
-    held = _held(plan, store)
+def leaderboard_rows(
+    plan: Plan,
+    store: Store,
+    margin: float = MARGIN,
+    controls: Controls | None = None,
+    held: Held | None = None,
+) -> list[LeaderboardRow]:
+    """All rows, the pairs in the matrix's order, within a pair the best mean first.
+
+    Args:
+        plan: The matrix. Every row of it has equal data, recipe and versions, or another key.
+        store: Where the results are.
+        margin: Points of accuracy that count as practically none.
+        controls: What each row is compared with; None takes the matrix's controls.
+        held: What the store holds, where it was read already.
+
+    Raises:
+        StoreError: a result cannot be read.
+    """
+    held = held or read_held(plan, store)
     cells: dict[tuple[str, str], list[Cell]] = {}
     for cell in plan.cells:
         cells.setdefault((cell.pair, cell.row), []).append(cell)
     sections = {row_name(section): section for section in plan.matrix.rows}
     rows: list[LeaderboardRow] = []
+    missing = Missing(plan, store)
     for pair in plan.matrix.pairs:
         found = [
-            _row(plan, held, cells[pair.name, name], section)
+            _row(plan, held, missing, cells[pair.name, name], section)
             for name, section in sections.items()
             if (pair.name, name) in cells
         ]
-        found = [_with_control(row, sections[row.row], found) for row in found]
+        found = compared_rows(found, margin, controls or (lambda row: row.controls))
         rows += sorted(found, key=lambda row: -1.0 if row.mean is None else row.mean, reverse=True)
     return rows
 
 
-@dataclass(frozen=True)
-class _Held:
-    """What a store holds of a plan.
-
-    Attributes:
-        store: It.
-        results: Of the stage runs that are done, without their histories.
-        begun: Keys that have a folder.
-        exported: Keys of which something was exported.
-    """
-
-    store: Store
-    results: dict[str, Record]
-    begun: set[str]
-    exported: set[str]
-
-
-def _held(plan: Plan, store: Store) -> _Held:
-    begun = store.folders()
-    found = ((key, store.result(key)) for key in plan.nodes if key in begun)
-    # Histories are most of a result, and many of them need more memory than there is.
-    with collector_paused():
-        results = {
-            key: {entry: record[entry] for entry in READ if entry in record}
-            for key, record in found
-            if record is not None
-        }
-    return _Held(store, results, begun, exported_keys(store.root))
-
-
-def _row(plan: Plan, held: _Held, cells: list[Cell], section: RowSection) -> LeaderboardRow:
+def _row(
+    plan: Plan, held: Held, missing: Missing, cells: list[Cell], section: RowSection
+) -> LeaderboardRow:
     results = held.results
     done = {c.seed: r for c in cells if (r := results.get(c.stages[-1])) is not None}
     top1 = {seed: float(record["test"]["top1"]) for seed, record in done.items()}
     taught = [key for cell in cells for key in cell.teachers]
-    teachers = [r["test"]["top1"] for key in taught if (r := results.get(key)) is not None]
+    teachers = [float(r["test"]["top1"]) for key in taught if (r := results.get(key)) is not None]
     last = plan.nodes[cells[0].stages[-1]]
     cost = _deployed_cost(done.values()) or network_cost(last.model, last.dataset.name)
-    kept = [record["kept"]["kept"] for record in done.values() if record["kept"]]
+    kept = [record["kept"]["kept"] for record in done.values() if record.get("kept")]
+    looked = {key for cell in cells for key in cell.stages}
+    known = sample(list(top1.values())) if top1 else None
     return LeaderboardRow(
         pair=cells[0].pair,
         row=cells[0].row,
         kind=_kind(plan, cells[0]),
         seeds=len(cells),
         top1=top1,
-        mean=statistics.fmean(top1.values()) if top1 else None,
-        std=statistics.stdev(top1.values()) if len(top1) > 1 else None,
+        mean=known.mean if known else None,
+        std=known.std if known else None,
         epochs=sum(plan.nodes[key].training.epochs for key in cells[0].stages),
         parameters=cost.parameters,
         macs=cost.macs,
         teacher_top1=statistics.fmean(teachers) if teachers else None,
         kept=statistics.fmean(kept) if kept else None,
         status=_status(held, cells, top1),
+        controls=section.controls,
         exported=exported_numbers(
             held.store.root, [c.stages[-1] for c in cells if c.stages[-1] in held.exported]
         ),
         note=section.note,
+        interval=known.interval if known else None,
+        methods=_methods(plan, cells[0], section),
+        test_evaluations=sum(held.looks.get(key, 0) for key in looked),
+        missing=missing.of_cells(cells, top1),
+    )
+
+
+def _methods(plan: Plan, cell: Cell, section: RowSection) -> tuple[str, ...]:
+    """Names of methods and modifiers, registered ones and the matrix's own."""
+    specs = [method for key in cell.stages for method in plan.nodes[key].methods]
+    names = [
+        name for method in specs for name in (method.name, *(m.name for m in method.modifiers))
+    ]
+    return tuple(
+        dict.fromkeys([*names, *(name for stage in section.stages for name in stage.method)])
     )
 
 
@@ -169,7 +174,7 @@ def _kind(plan: Plan, cell: Cell) -> Kind:
     return "student" if specs[0].methods[0].name == "scratch" else "single"
 
 
-def _status(held: _Held, cells: list[Cell], top1: dict[int, float]) -> str:
+def _status(held: Held, cells: list[Cell], top1: dict[int, float]) -> str:
     if len(top1) == len(cells):
         return "done"
     reasons: list[str] = []
@@ -185,27 +190,29 @@ def _status(held: _Held, cells: list[Cell], top1: dict[int, float]) -> str:
     return f"partial: {len(top1)} of {len(cells)} seeds" if top1 else "missing"
 
 
-def _with_control(
-    row: LeaderboardRow, section: RowSection, found: list[LeaderboardRow]
-) -> LeaderboardRow:
-    names = section.controls
-    compared = [v for other in found if other.row in names and (v := _compare(row, other))]
-    if not compared:
-        return replace(row, controls=names)
-    # The strongest control, as beating a weak one is no news: among those that share most seeds
-    # with the row, so that a control with one lucky seed cannot hide the others.
-    most = max(versus.n for versus in compared)
-    strongest = min((v for v in compared if v.n == most), key=lambda v: v.difference)
-    return replace(row, controls=names, versus=strongest)
+def compared_rows(
+    rows: list[LeaderboardRow], margin: float, controls: Controls, only_seed: int | None = None
+) -> list[LeaderboardRow]:
+    """The rows of one pair with their comparisons, all judged together.
 
-
-def _compare(row: LeaderboardRow, other: LeaderboardRow) -> Versus | None:
-    shared = sorted(row.top1.keys() & other.top1.keys())
-    if not shared:
-        return None
-    differences = [row.top1[seed] - other.top1[seed] for seed in shared]
-    std = statistics.stdev(differences) if len(differences) > 1 else None
-    return Versus(other.row, statistics.fmean(differences), std, len(shared))
+    Args:
+        rows: All of the pair's.
+        margin: Points of accuracy that count as practically none.
+        controls: What each row is compared with.
+        only_seed: Compare at this seed only; None compares at all.
+    """
+    wanted = [(row.row, name) for row in rows for name in controls(row) if name != row.row]
+    scores = {
+        row.row: {seed: n for seed, n in row.top1.items() if only_seed in (None, seed)}
+        for row in rows
+    }
+    found = compare_all(wanted, scores, margin)
+    return [
+        replace(
+            row, comparisons=tuple(found.get(row.row, ())), versus=strongest(found.get(row.row, ()))
+        )
+        for row in rows
+    ]
 
 
 def best_cell(plan: Plan, store: Store, pair: str, row: str) -> Cell | None:

@@ -1,163 +1,150 @@
-"""Leaderboard rows as a terminal table, Markdown, CSV or JSON."""
+"""The leaderboard in a terminal, and the choice among its formats."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from smskd_bench.report.exported import ExportedNumbers
+from smskd_bench.report.columns import (
+    FOOTNOTE,
+    SIGNS,
+    STYLES,
+    Column,
+    heading,
+    human,
+    short_verdict,
+    telling,
+    verdict_note,
+    verdict_of,
+    verdict_sign,
+)
+from smskd_bench.report.escaping import plain
 from smskd_bench.report.rows import LeaderboardRow
+from smskd_bench.report.text_forms import RENDERERS
+from smskd_bench.report.view import Placed, indented, ordered
+from smskd_bench.stats.comparing import WORDS
 from smskd_bench.terminal import Terminal
 
-PM = "\u00b1"
-FORMATS = ("table", "markdown", "csv", "json")
+__all__ = [
+    "FOOTNOTE",
+    "FORMATS",
+    "WIDE",
+    "View",
+    "human",
+    "print_table",
+    "render",
+    "terminal_table",
+]
 
-Column = tuple[str, str, Callable[[LeaderboardRow], str]]
+FORMATS = ("table", *RENDERERS)
 
-
-def _spread(mean: float | None, std: float | None, sign: str = "") -> str:
-    if mean is None:
-        return "-"
-    return f"{mean:{sign}.2f}" + (f" {PM} {std:.2f}" if std is not None else "")
-
-
-def _versus(row: LeaderboardRow) -> str:
-    if row.versus is None:
-        return "-"
-    fewer = f" (n {row.versus.n})" if row.versus.n < len(row.top1) else ""
-    return _spread(row.versus.difference, row.versus.std, "+") + fewer
+WIDE = 260
+"""Characters of a line where the output is no terminal."""
 
 
-def _control(row: LeaderboardRow) -> str:
-    return row.versus.control if row.versus else ", ".join(row.controls) or "-"
+@dataclass(frozen=True)
+class View:
+    """How rows are shown.
 
-
-def _kept(row: LeaderboardRow) -> str:
-    return "-" if row.kept is None else f"{row.kept:.1f}"
-
-
-def _status(row: LeaderboardRow) -> str:
-    return row.status
-
-
-def _shown(row: LeaderboardRow) -> ExportedNumbers | None:
-    """The export a table shows, all of its columns from the same one.
-
-    One image at a time in fp32, as the accuracy beside it is fp32's; the newest that was timed.
+    Attributes:
+        sort: A name of :data:`smskd_bench.report.view.SORTS`.
+        everything: All rows, where only some are shown: they keep their ranks.
+        notes: Lines about the whole board.
     """
-    plain = [e for e in row.exported if e.precision == "fp32" and not e.cuda_graph]
-    first = [e for e in plain if e.batch == min(other.batch for other in plain)]
-    timed = [export for export in first if export.p50_ms is not None]
-    return max(timed or first, key=lambda export: export.measured_utc, default=None)
+
+    sort: str = "accuracy"
+    everything: tuple[LeaderboardRow, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    def place(self, rows: Sequence[LeaderboardRow]) -> list[Placed]:
+        """The rows in order, with their ranks."""
+        return ordered(rows, self.everything or rows, self.sort)
 
 
-def _latency(row: LeaderboardRow) -> str:
-    shown = _shown(row)
-    if shown is None or shown.p50_ms is None:
-        return "-"
-    times = (shown.p50_ms, shown.p90_ms, shown.p99_ms)
-    return " / ".join("-" if ms is None else f"{ms:.3f}" for ms in times)
+def render(rows: Sequence[LeaderboardRow], form: str, view: View | None = None) -> str:
+    """The rows as Markdown, CSV, JSON or LaTeX text."""
+    view = view or View()
+    return RENDERERS[form](view.place(rows), view.notes)
 
 
-def _size(row: LeaderboardRow) -> str:
-    shown = _shown(row)
-    return f"{shown.size_mb:.2f}" if shown else "-"
-
-
-def _target(row: LeaderboardRow) -> str:
-    shown = _shown(row)
-    return shown.target if shown else "-"
-
-
-COLUMNS: tuple[Column, ...] = (
-    ("row", "left", lambda row: row.row),
-    ("kind", "left", lambda row: row.kind),
-    ("top-1 %", "right", lambda row: _spread(row.mean, row.std)),
-    ("n", "right", lambda row: str(len(row.top1))),
-    ("epochs", "right", lambda row: str(row.epochs)),
-    ("to beat", "left", _control),
-    ("difference", "right", _versus),
-    ("kept %", "right", _kept),
-    ("params", "right", lambda row: human(row.parameters)),
-    ("MACs", "right", lambda row: human(row.macs)),
-    ("ms p50/p90*/p99*", "right", _latency),
-    ("MB", "right", _size),
-    ("target", "left", _target),
-    ("status", "left", _status),
-)
-
-
-def human(number: float) -> str:
-    """A count with a unit prefix: 83892 as 83.9k."""
-    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * limit:  # else 999999 would be 1e+03k
-            return f"{number / limit:.3g}{unit}"
-    return f"{number:.3g}"
-
-
-def heading(pair: str, rows: list[LeaderboardRow]) -> str:
-    """Title of one pair's table, with the teacher's accuracy."""
-    teacher = rows[0].teacher_top1
-    accuracy = "not trained yet" if teacher is None else f"{teacher:.2f} %"
-    return f"{pair} (teacher {accuracy})"
-
-
-FOOTNOTE = (
-    "top-1: test accuracy after the last epoch, mean \u00b1 standard deviation over n seeds. "
-    "difference: points against the strongest of the row's controls, paired by seed. "
-    "kept: of the test images the stage before had right, percent still right. "
-    "ms: one image at a time, exported in fp32, on the target; * is an upper bound that holds in "
-    "99 of 100 repetitions. Every precision and device: `leaderboard --devices`."
-)
-
-
-def render(rows: list[LeaderboardRow], form: str) -> str:
-    """The rows as Markdown, CSV or JSON text."""
-    return {"markdown": _markdown, "csv": _csv, "json": _json}[form](rows)
-
-
-def terminal_table(rows: list[LeaderboardRow], width: int) -> RenderableType:
+def terminal_table(
+    rows: Sequence[LeaderboardRow], width: int, view: View | None = None
+) -> RenderableType:
     """The rows for a terminal of ``width`` characters, one table a pair.
 
-    Columns that say nothing are left out, and the least important ones where it is narrow; names
-    are folded, never cut. Reasons of failures stand below, where there is room.
+    Controls stand indented under what they control. Columns that say nothing are left out, and the
+    least important ones where it is narrow; names are folded, never cut. Reasons of failures stand
+    below, where there is room.
     """
+    view = view or View()
     parts: list[RenderableType] = []
-    for pair, found in _by_pair(rows):
-        columns = [_brief_status(column) for column in _telling(found)]
+    signs = False
+    for pair, group in groupby(indented(view.place(rows)), key=lambda p: p.row.pair):
+        placed = list(group)
+        found = [p.row for p in placed]
+        columns = [_brief(column) for column in telling(found)]
         fitting = _fitting(columns, found, width)
-        parts.append(_pair_table(pair, found, fitting))
-        parts += [Text(f"{row.row}: {_line(row.status)}") for row in found if ": " in row.status]
-        if left_out := [name for name, _, _ in columns if name not in {c[0] for c in fitting}]:
+        parts.append(_pair_table(pair, placed, fitting))
+        parts += [
+            Text(f"{plain(row.row)}: {plain(row.status)}") for row in found if ": " in row.status
+        ]
+        names = {name for name, _, _ in fitting}
+        signs |= SIGN[0] in names
+        if left_out := [n for n, _, _ in columns if n not in names and not _signed(n, names)]:
             text = (
                 f"left out here: {', '.join(left_out)}; wider terminals and other formats have it"
             )
             parts.append(Text(text, style="dim"))
-    return Group(*parts, Text(FOOTNOTE, style="dim"))
+        if note := verdict_note(found):
+            parts.append(Text(note, style="dim"))
+    parts += [Text(_sign_note(), style="dim")] if signs else []
+    return Group(*parts, *(Text(n, style="dim") for n in (*view.notes, FOOTNOTE)))
 
 
-def _pair_table(pair: str, rows: list[LeaderboardRow], columns: list[Column]) -> Table:
-    table = Table(title=Text(heading(pair, rows)), title_justify="left", header_style="bold")
+def _sign_note() -> str:
+    return ", ".join(f"{SIGNS[verdict]} {words}" for verdict, words in WORDS.items())
+
+
+def _signed(name: str, names: set[str]) -> bool:
+    return name == "verdict" and SIGN[0] in names
+
+
+def _pair_table(pair: str, placed: list[Placed], columns: list[Column]) -> Table:
+    rows = [p.row for p in placed]
+    table = Table(title=Text(plain(heading(pair, rows))), title_justify="left", header_style="bold")
     table.add_column("#", justify="right", no_wrap=True)
     for name, side, _ in columns:
         number = side == "right"
         table.add_column(
             name, justify="right" if number else "left", no_wrap=number, overflow="fold"
         )
-    for rank, row in enumerate(rows, start=1):
-        style = "bold green" if rank == 1 else "dim" if row.mean is None else ""
-        # As Text: brackets in a name or a reason are no markup.
-        table.add_row(str(rank), *(Text(cell(row)) for _, _, cell in columns), style=style)
+    for p in placed:
+        best = p.rank == 1 and p.row.mean is not None
+        style = "bold" if best else "dim" if p.row.mean is None else ""
+        cells = [_cell(p, column) for column in columns]
+        table.add_row(f"{p.rank}{'*' if best else ''}", *cells, style=style)
     return table
 
+
+def _cell(placed: Placed, column: Column) -> Text:
+    name, _, cell = column
+    # As Text: brackets in a name or a reason are no markup.
+    text = Text(plain(cell(placed.row)))
+    if name == "row":
+        text = Text("  " * placed.depth) + text
+    verdict = verdict_of(placed.row)
+    if name in ("verdict", SIGN[0]) and verdict is not None:
+        text.stylize(STYLES[verdict])
+    return text
+
+
+SIGN: Column = ("v", "left", verdict_sign)
+"""In place of the verdict where it is narrow."""
 
 LEAST_TELLING = (
     "target",
@@ -166,13 +153,15 @@ LEAST_TELLING = (
     "epochs",
     "kind",
     "MB",
+    "95 %",
     "kept %",
     "ms p50/p90*/p99*",
     "status",
+    "its 95 %",
 )
 """Left out in this order where the terminal is narrow."""
 
-FOLDED = 16
+FOLDED = 15
 """Characters that a folded name may be expected to make do with."""
 
 
@@ -183,91 +172,29 @@ def _fitting(columns: list[Column], rows: list[LeaderboardRow], width: int) -> l
         if _least_width(kept, rows) <= width:
             break
         kept = [column for column in kept if column[0] != name]
+        if name == "kind":  # before the intervals go, the verdict becomes one character
+            wide = _least_width(kept, rows) > width
+            kept = [SIGN if wide and column[0] == "verdict" else column for column in kept]
     return kept
 
 
 def _least_width(columns: list[Column], rows: list[LeaderboardRow]) -> int:
-    total = len(str(len(rows))) + 4  # the rank, and the frame
+    total = len(str(len(rows))) + 5  # the rank with its mark, and the frame
     for name, side, cell in columns:
         longest = max(len(name), *(len(cell(row)) for row in rows))
         total += 3 + (longest if side == "right" else min(longest, FOLDED))
     return total
 
 
-def _brief_status(column: Column) -> Column:
+def _brief(column: Column) -> Column:
     name, side, _ = column
+    if name == "verdict":
+        return name, side, short_verdict
     return (name, side, lambda row: row.status.split(": ")[0]) if name == "status" else column
 
 
-def print_table(rows: list[LeaderboardRow], console: Console) -> None:
+def print_table(rows: Sequence[LeaderboardRow], console: Console, view: View | None = None) -> None:
     """Print the terminal form; a console that is no terminal gets wide lines."""
     if not console.is_terminal:
-        console = Terminal(file=console.file, width=220)
-    console.print(terminal_table(rows, console.width))
-
-
-def _telling(rows: list[LeaderboardRow]) -> list[Column]:
-    always = {"row", "kind", "top-1 %", "n"}
-
-    def tells(column: Column) -> bool:
-        name, _, cell = column
-        quiet = "done" if name == "status" else "-"
-        return name in always or any(cell(row) != quiet for row in rows)
-
-    return [column for column in COLUMNS if tells(column)]
-
-
-def _by_pair(rows: list[LeaderboardRow]) -> Iterable[tuple[str, list[LeaderboardRow]]]:
-    for pair, found in groupby(rows, key=lambda row: row.pair):
-        yield pair, list(found)
-
-
-def _markdown(rows: list[LeaderboardRow]) -> str:
-    lines: list[str] = []
-    for pair, found in _by_pair(rows):
-        columns = _telling(found)
-        lines += [f"**{heading(pair, found)}**", ""]
-        lines.append("| # | " + " | ".join(name for name, _, _ in columns) + " |")
-        sides = " | ".join("---:" if side == "right" else "---" for _, side, _ in columns)
-        lines.append(f"| ---: | {sides} |")
-        for rank, row in enumerate(found, start=1):
-            cells = " | ".join(_markdown_cell(cell(row)) for _, _, cell in columns)
-            lines.append(f"| {rank} | {cells} |")
-        lines.append("")
-    return "\n".join([*lines, FOOTNOTE, ""])
-
-
-def _markdown_cell(text: str) -> str:
-    return _line(text).replace("|", "\\|")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _csv(rows: list[LeaderboardRow]) -> str:
-    out = io.StringIO()
-    names = [
-        "pair", "row", "kind", "n", "seeds", "mean", "std", "epochs", "parameters", "macs",
-        "teacher_top1", "kept", "control", "difference", "difference_std", "target",
-        "exported_top1", "p50_ms", "p90_ms", "p99_ms", "size_mb", "status", "note",
-    ]  # fmt: skip
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        versus, export = row.versus, _shown(row)
-        writer.writerow([
-            row.pair, row.row, row.kind, len(row.top1), row.seeds, row.mean, row.std, row.epochs,
-            row.parameters, row.macs, row.teacher_top1, row.kept,
-            *((versus.control, versus.difference, versus.std) if versus else ("", "", "")),
-            *(
-                (export.target, export.top1, export.p50_ms, export.p90_ms, export.p99_ms,
-                 export.size_mb) if export else ("",) * 6
-            ),
-            row.status, row.note,
-        ])  # fmt: skip
-    return out.getvalue()
-
-
-def _json(rows: list[LeaderboardRow]) -> str:
-    return json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False) + "\n"
+        console = Terminal(file=console.file, width=WIDE)
+    console.print(terminal_table(rows, console.width, view))

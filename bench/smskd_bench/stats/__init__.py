@@ -1,0 +1,1 @@
+"""Statistics of few seeds: intervals, paired differences, verdicts, seeds needed. Numbers only."""
