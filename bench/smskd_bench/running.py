@@ -19,6 +19,7 @@ from smskd_bench.compatibility import check_plan
 from smskd_bench.config import load_matrix
 from smskd_bench.cost import network_cost
 from smskd_bench.executors import local, pool
+from smskd_bench.executors.device_failure import DeviceFailedError
 from smskd_bench.executors.ledger import Summary, missing
 from smskd_bench.executors.messages import WorkerSetup
 from smskd_bench.executors.observing import Observers
@@ -148,12 +149,17 @@ def _train(
         (worker or Worker(store, replace(options, device="cpu"))).data(data)
     folds = _folds(request, plan, store, left, device, spread, console)
     with _observed(request, plan, store, left, console, stop) as observer:
+        retry = request.retry_failed
         if worker:
             worker.shelf.note, worker.shelf.filling = observer.note, observer.filling
-            return local.execute(plan, store, worker, observer, request.retry_failed, folds)
+            try:
+                return local.execute(plan, store, worker, observer, retry, folds)
+            except DeviceFailedError as error:
+                if make_worker is not Worker:
+                    raise  # its processes belong to whoever started them
+                console.print(f"{error.message}; going on in another process", soft_wrap=True)
         setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
-        workers, retry = spread.workers, request.retry_failed
-        return pool.execute(plan, setup, workers, observer, retry, folds)
+        return pool.execute(plan, setup, spread.workers, observer, retry, folds)
 
 
 def _train_on_slurm(

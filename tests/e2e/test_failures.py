@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from command import Bench, finish, folder_of, litter, outputs, records, results, tiny, wait_for
 from disks import resize, small_disk
+from plugin_site import install
 
 STUDENT = "resnet8_quarter"
 
@@ -107,22 +108,17 @@ class Broken(Method):
             raise RuntimeError("out of ideas in epoch 2")
         return {"kd": 0.5 * (signals.student.logits - signals.teacher.logits).square().mean()}
 """
-ENTRY_POINTS = "[smskd.methods]\npicky = smskd_strange:Picky\nbroken = smskd_strange:Broken\n"
+METHODS = {"picky": "Picky", "broken": "Broken"}
 
 
-def install(folder, fixed):
-    """A package as an installer leaves it: a module, and what the package says of itself."""
-    info = folder / "smskd_strange-1.0.dist-info"
-    info.mkdir(parents=True, exist_ok=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smskd-strange\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(ENTRY_POINTS)
-    (folder / "smskd_strange.py").write_text(f"FIXED = {fixed}\n" + PLUGIN)
+def install_strange(folder, fixed):
+    install(folder, "smskd_strange", f"FIXED = {fixed}\n{PLUGIN}", METHODS)
 
 
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory):
     bench = Bench(tmp_path_factory.mktemp("plugins"))
-    install(bench.folder / "site", fixed=False)
+    install_strange(bench.folder / "site", fixed=False)
     document = tiny(["picky"], ["broken", "kd"], ["fitnet", "picky"], plugins=["picky", "broken"])
     matrix = bench.matrix(document)
     path = os.pathsep.join([bench.environment()["PYTHONPATH"], str(bench.folder / "site")])
@@ -159,7 +155,7 @@ def test_what_sizes_alone_rule_out_is_refused_before_anything_runs(bench):
 
 def test_a_mended_method_goes_on_from_its_checkpoint(plugins):
     bench, matrix, store, path, _ = plugins
-    install(bench.folder / "site", fixed=True)
+    install_strange(bench.folder / "site", fixed=True)
     counts, failures = closing(bench.run(matrix, store, expect=4, PYTHONPATH=path))
     assert counts.startswith("2 stage runs trained, 2 already there, 2 failed")
     assert all("incompatible" in line for line in failures[:-1])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command import Bench, finish, litter, outputs, records, results, tiny, wait_for
+from plugin_site import install
 from smskd_bench.store import Store
 from wandb_log import logged_runs
 
@@ -87,14 +88,8 @@ class Starving(Greedy):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """A folder with a package of methods, as an installer leaves it."""
-    folder = tmp_path_factory.mktemp("site")
-    info = folder / "smskd_pool_plugin-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: smskd-pool-plugin\nVersion: 1.0\n")
-    names = "\n".join(f"{n} = smskd_pool_plugin:{n.title()}" for n in METHODS)
-    (info / "entry_points.txt").write_text(f"[smskd.methods]\n{names}\n")
-    (folder / "smskd_pool_plugin.py").write_text(PLUGIN)
-    return folder
+    methods = {name: name.title() for name in METHODS}
+    return install(tmp_path_factory.mktemp("site"), "smskd_pool_plugin", PLUGIN, methods)
 
 
 def environment(bench, site, **more):

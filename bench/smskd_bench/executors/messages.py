@@ -72,10 +72,17 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """The device failed under the worker process, which ends."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Defect:
     """An error that no stage run can be blamed for, as a traceback."""
 
     traceback: str
 
 
-Answer = Told | Ended | Refused | Defect
+Answer = Told | Ended | Refused | Broken | Defect

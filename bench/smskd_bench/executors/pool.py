@@ -19,7 +19,16 @@ from multiprocessing.connection import wait
 from smskd.errors import RefusedError
 from smskd_bench.executors.jobs import JobQueue
 from smskd_bench.executors.ledger import Ledger, Outcome, Summary
-from smskd_bench.executors.messages import Defect, Ended, Order, Refused, Told, WorkerSetup
+from smskd_bench.executors.messages import (
+    Answer,
+    Broken,
+    Defect,
+    Ended,
+    Order,
+    Refused,
+    Told,
+    WorkerSetup,
+)
 from smskd_bench.executors.observing import Observer
 from smskd_bench.executors.pool_worker import GRACE_S, serve
 from smskd_bench.executors.settling import Books
@@ -139,6 +148,8 @@ class Pool:
                 self._settle(worker, outcomes)
             case Refused(message, hint):
                 raise RefusedError(message, hint)
+            case Broken(reason):
+                self._bury(worker, reason)
             case Defect(traceback):
                 raise RuntimeError(f"in a worker process:\n{traceback}")
             case None:
@@ -155,12 +166,12 @@ class Pool:
             room = f"put back, to run with no more than {_stage_runs(self.limit)} at once"
             self.books.put_back(short, room)
 
-    def _bury(self, worker: _WorkerProcess) -> None:
+    def _bury(self, worker: _WorkerProcess, reason: str = "") -> None:
         """A worker process is dead: what it had in hand begins once more, then fails."""
         self._dismiss(worker, GRACE_S)  # to learn how it ended
         if worker.order is None:
             return
-        reason = f"its worker process died ({_death(worker.process.exitcode)})"
+        reason = reason or f"its worker process died ({_death(worker.process.exitcode)})"
         self.books.bury(worker.order.job, worker.begun, reason)
 
 
@@ -191,10 +202,10 @@ class _WorkerProcess:
         self.order = order
         return True
 
-    def hear(self) -> Told | Ended | Refused | Defect | None:
+    def hear(self) -> Answer | None:
         """Its next answer; None if it is dead."""
         try:
-            answer: Told | Ended | Refused | Defect = self.connection.recv()
+            answer: Answer = self.connection.recv()
         except (EOFError, OSError):
             return None
         return answer

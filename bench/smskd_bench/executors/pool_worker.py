@@ -16,7 +16,16 @@ import torch
 
 from smskd.errors import SmskdError
 from smskd.methods import METHODS, load_plugins
-from smskd_bench.executors.messages import Answer, Defect, Ended, Order, Refused, WorkerSetup
+from smskd_bench.executors.device_failure import DeviceFailedError
+from smskd_bench.executors.messages import (
+    Answer,
+    Broken,
+    Defect,
+    Ended,
+    Order,
+    Refused,
+    WorkerSetup,
+)
 from smskd_bench.executors.stage_run import Conditions, run_job
 from smskd_bench.executors.telling import Teller
 from smskd_bench.stopping import STEP_S, Interrupted, StopRequest
@@ -35,6 +44,8 @@ def serve(connection: Connection, setup: WorkerSetup) -> None:
     try:
         with StopRequest().on([signal.SIGTERM]) as stop:
             _carry_out_orders(connection, setup, teller, stop)
+    except DeviceFailedError as error:
+        teller.answer(Broken(error.message))
     except SmskdError as error:
         teller.answer(Refused(error.message, error.hint))
     except Exception:

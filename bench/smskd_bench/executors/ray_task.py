@@ -6,9 +6,11 @@ it as Ctrl-C: the training loop writes a checkpoint after its step and ends.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import time
 import traceback
@@ -22,6 +24,7 @@ import torch
 from smskd.errors import RefusedError, SmskdError
 from smskd.meter import Row
 from smskd_bench.environment import package_versions
+from smskd_bench.executors.device_failure import EXIT_STATUS, DeviceFailedError
 from smskd_bench.executors.jobs import Job
 from smskd_bench.executors.messages import Defect, Ended, Refused, Told, WorkerSetup
 from smskd_bench.executors.parcels import Parcel, pack, unpack, unpack_all
@@ -105,6 +108,9 @@ def carry_out(setup: NodeSetup, given: Assignment, mailbox: Any, *inputs: Parcel
     try:
         with StopRequest().on([signal.SIGINT, signal.SIGTERM]) as stop:
             return _carry_out(setup, given, post, inputs, stop)
+    except DeviceFailedError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(EXIT_STATUS)  # Ray would give the next job to this process
     except SmskdError as error:
         return Report(Refused(f"on node {socket.gethostname()}: {error.message}", error.hint))
     except Exception:

@@ -22,6 +22,7 @@ from smskd.errors import SmskdError
 from smskd.methods import METHODS, load_plugins
 from smskd.precision import check_precision
 from smskd_bench.executors import local
+from smskd_bench.executors.device_failure import EXIT_STATUS, DeviceFailedError
 from smskd_bench.executors.event_log import ENDING, EventLog
 from smskd_bench.executors.jobs import JobQueue
 from smskd_bench.executors.ledger import Ledger, missing
@@ -64,6 +65,9 @@ def serve(task: Task) -> None:
         with StopRequest(patient=True).on((*STOPPING, *WARNING)) as stop:
             _work(task, log, stop)
         log.tell("left")
+    except DeviceFailedError as error:
+        print(error, file=sys.stderr)  # its last words; the driver sends another job, once
+        sys.exit(EXIT_STATUS)
     except SmskdError as error:
         log.tell("refused", "", error.message, error.hint)
     except Exception:

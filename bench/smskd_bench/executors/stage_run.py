@@ -10,6 +10,10 @@ from pathlib import Path
 import torch
 
 from smskd.errors import DivergedError, IncompatibleError, RefusedError, SmskdError, StoreError
+from smskd_bench.executors.device_failure import (
+    device_failed,
+    is_device_failure,
+)
 from smskd_bench.executors.ledger import Outcome
 from smskd_bench.executors.observing import Observer, Status
 from smskd_bench.leases import LeaseLostError
@@ -63,6 +67,7 @@ def run_job(
     If another process holds one of them, nothing is run and all outcomes are "busy".
 
     Raises:
+        DeviceFailedError: this process can compute nothing more; another one may.
         SmskdError: the store or the data gave out, for every other stage run too.
     """
     with ExitStack() as locks:
@@ -110,6 +115,8 @@ def _run_folded(
             raise
         reason = error.message
     except Exception as error:
+        if not _ran_out(error) and is_device_failure(error):
+            raise device_failed(error) from error
         reason = " ".join(str(error).split()) or type(error).__name__
     else:
         reason = ""
@@ -160,13 +167,19 @@ def _attempt(
         raise  # no failure: somebody else trains it
     except StoreError:
         raise  # the store is gone or full: nothing else can go on either
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return "out_of_memory", str(error).partition("\n")[0], None
     except SmskdError as error:
         if error.exit_code == 3:
             raise  # data missing or corrupt: the same for every stage run
         return "failed", error.message, None
     except Exception as error:  # a defect of one method must not take the matrix down
-        ran_out = any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
-        status: Status = "out_of_memory" if ran_out else "failed"
-        return status, f"{type(error).__name__}: {' '.join(str(error).split())}", None
+        if _ran_out(error):
+            return "out_of_memory", " ".join(str(error).partition("\n")[0].split()), None
+        if is_device_failure(error):
+            raise device_failed(error) from error
+        return "failed", f"{type(error).__name__}: {' '.join(str(error).split())}", None
+
+
+def _ran_out(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
