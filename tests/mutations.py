@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 HARD = (
@@ -82,11 +83,11 @@ def mutate_record(draw: random.Random, record: Any) -> Any:
         if kind == 0:
             del holder[key]
         elif kind == 1 and isinstance(holder, dict):
-            holder[draw.choice(("x", "", "\x1b", str(key) + "_"))] = holder[key]
+            holder[draw.choice(("x", "", "\x1b", str(key) + "_"))] = deepcopy(holder[key])
         elif kind == 1:
-            holder.append(holder[key])
+            holder.append(deepcopy(holder[key]))
         else:
-            holder[key] = draw.choice(HARD)
+            holder[key] = deepcopy(draw.choice(HARD))
     return changed if draw.random() < 0.99 else draw.choice(HARD)
 
 

@@ -149,7 +149,7 @@ def _train(
         (worker or Worker(store, replace(options, device="cpu"))).data(data)
     folds = _folds(request, plan, store, left, device, spread, console)
     with _observed(request, plan, store, left, console, stop) as observer:
-        retry = request.retry_failed
+        retry, here = request.retry_failed, set[str]()
         if worker:
             worker.shelf.note, worker.shelf.filling = observer.note, observer.filling
             try:
@@ -158,8 +158,10 @@ def _train(
                 if make_worker is not Worker:
                     raise  # its processes belong to whoever started them
                 console.print(f"{error.message}; going on in another process", soft_wrap=True)
+                here = set(left) - set(missing(plan, store))
         setup = WorkerSetup(store, options, plan.matrix.plugins, spread.threads)
-        return pool.execute(plan, setup, spread.workers, observer, retry, folds)
+        summary = pool.execute(plan, setup, spread.workers, observer, retry, folds)
+        return summary.and_trained(here)
 
 
 def _train_on_slurm(

@@ -28,7 +28,6 @@ import os
 import re
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from smskd.errors import StoreError
 from smskd.strict_json import parse_json
 from smskd_bench.leases import LEASE, LeaseBook, Owner, holder
 from smskd_bench.record_forms import FailureForm, ResultForm, problem_with
+from smskd_bench.sealed import load_whole, seal
 from smskd_bench.spec import StageSpec
 from smskd_bench.usage import in_use
 
@@ -257,9 +257,10 @@ class Store:
             # Through memory: torch does not say that a full disk is what stopped it.
             buffer = io.BytesIO()
             torch.save(state, buffer)
+            data = seal(buffer.getvalue())
             if path.exists():
                 _link(path, path.with_name(PREVIOUS))
-            write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+            write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
     def checkpoint(self, key: str, place: Place | None = None) -> Record | None:
         """The newest resume state that can be read, or None.
@@ -435,22 +436,10 @@ def _read_checkpoint(path: Path, glance: bool = False) -> Record | None:
         if glance:
             state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         else:
-            data = io.BytesIO(path.read_bytes())
-            if not _is_whole(data):
-                return None
-            state = torch.load(data, weights_only=True, map_location="cpu")
+            state = load_whole(path.read_bytes())
     except Exception:  # torch raises many kinds for a damaged file; all mean it cannot be used
         return None
     return state if _is_state(state) else None
-
-
-def _is_whole(data: io.BytesIO) -> bool:
-    """Whether all checksums hold in a file of ``torch.save``; torch writes them, and reads none."""
-    with zipfile.ZipFile(data) as archive:
-        stored = all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
-        whole = stored and archive.testzip() is None
-    data.seek(0)
-    return whole
 
 
 def _is_state(state: object) -> bool:

@@ -46,7 +46,7 @@ def site(tmp_path):
     return install(tmp_path / "site", "smskd_shattered", PLUGIN, {"shattered": "Shattered"})
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_broken_device_costs_no_stage_run(bench, site, tmp_path, workers):
     document = tiny(["shattered", "kd"], ["kd"], plugins=["shattered"])
     matrix, path = bench.matrix(document), [bench.environment()["PYTHONPATH"], str(site)]
@@ -62,6 +62,7 @@ def test_a_broken_device_costs_no_stage_run(bench, site, tmp_path, workers):
     assert litter(store) == []
 
 
+@pytest.mark.slow
 def test_what_breaks_it_each_time_fails_alone(bench, site, tmp_path):
     variant = {"hopeless": {"method": "shattered", "settings": {"always": True}}}
     document = tiny(["hopeless"], ["kd"], plugins=["shattered"], methods=variant)

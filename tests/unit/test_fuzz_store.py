@@ -15,6 +15,7 @@ from smskd_bench.measurements import measurement_folder
 from smskd_bench.report.devices import board_markdown, board_table, table
 from smskd_bench.report.rows import leaderboard_rows
 from smskd_bench.report.tables import print_table, render
+from smskd_bench.sealed import seal
 from smskd_bench.store import CHECKPOINT, Store
 from smskd_bench.terminal import Terminal
 from smskd_bench.worker import RunOptions, Worker
@@ -306,3 +307,8 @@ def test_a_compressed_checkpoint_is_refused_without_being_opened(stopped):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("archive/data.pkl", bytes(10_000_000))
     assert newest(store, key) == 1
+
+
+def test_a_checkpoint_with_another_end_is_not_sealed_twice():
+    with pytest.raises(ValueError, match="comment"):
+        seal(b"PK\5\6 and something else behind it")

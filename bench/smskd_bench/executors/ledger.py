@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from smskd_bench.executors.observing import Observer, Status
@@ -31,6 +32,12 @@ class Summary:
     trained: list[str] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def and_trained(self, keys: Collection[str]) -> Summary:
+        """The same with these, which it found done, counted as trained by the same run."""
+        found = [key for key in self.cached if key in keys]
+        cached = [key for key in self.cached if key not in keys]
+        return replace(self, trained=[*found, *self.trained], cached=cached)
 
 
 def missing(plan: Plan, store: Store) -> list[str]:

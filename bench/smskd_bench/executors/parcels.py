@@ -7,17 +7,16 @@ its result, and written by the store itself: complete or absent, the result last
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from smskd.errors import StoreError
+from smskd_bench.sealed import load_whole
 from smskd_bench.spec import StageSpec
 from smskd_bench.store import (
     CHECKPOINT,
@@ -143,8 +142,7 @@ def _record(parcel: Parcel, name: str) -> Record:
 def _state(parcel: Parcel) -> Record | None:
     """The resume state in it; as in a store, one that cannot be read is as good as none."""
     try:
-        content = io.BytesIO(parcel.files[CHECKPOINT])
-        state: Record = torch.load(content, weights_only=True, map_location="cpu")
+        state: Record = load_whole(parcel.files[CHECKPOINT])
         place_of(state)
     except Exception:  # torch raises many kinds
         return None
