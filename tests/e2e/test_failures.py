@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
 
 import pytest
 from command import Bench, finish, folder_of, litter, outputs, records, results, tiny, wait_for
-from disks import resize, small_disk
+from disks import resize, set_writable, small_disk, without_roots_rights
 from plugin_site import install
 
 STUDENT = "resnet8_quarter"
@@ -227,20 +226,7 @@ def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_after(bench, fin
 
 @pytest.fixture
 def ordinary(tmp_path):
-    """The command without root's right to write where the file system says no."""
-    if os.geteuid() != 0:
-        return Bench(tmp_path)
-    rights = "-dac_override,-dac_read_search,-fowner"
-    prefix = ("setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}")
-    if shutil.which("setpriv") is None or subprocess.run([*prefix, "true"]).returncode:
-        pytest.skip("nothing is read-only for root, and setpriv is not there to drop rights")
-    return Bench(tmp_path, prefix)
-
-
-def set_writable(store, writable):
-    for path in (store, *store.rglob("*")):
-        if path.is_dir():
-            path.chmod(0o755 if writable else 0o555)
+    return without_roots_rights(tmp_path)
 
 
 def test_a_store_that_turns_read_only_stops_the_run_which_goes_on_after(ordinary):
