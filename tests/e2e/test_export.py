@@ -133,6 +133,7 @@ def test_measure_needs_no_torch(bench, finished, store, tmp_path):
     assert read_measurement(place).rows[0].accuracy is not None
 
 
+@pytest.mark.slow
 def test_a_measurement_is_mirrored_with_its_files(bench, finished, store):
     words = ("--target", "cpu", "--cell", CELL, "--quick", "--precision", "fp32")
     done = bench(

@@ -229,6 +229,7 @@ def ordinary(tmp_path):
     return without_roots_rights(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_store_that_turns_read_only_stops_the_run_which_goes_on_after(ordinary):
     matrix, store = ordinary.matrix(_slow()), ordinary.folder / "store"
     process = ordinary.start_run(matrix, store)
@@ -254,6 +255,7 @@ def _slow():
 # Two at once.
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_of_one_matrix(bench):
     matrix, store = bench.matrix(_slow()), bench.folder / "store"
     both = [bench.start_run(matrix, store) for _ in range(2)]

@@ -53,6 +53,7 @@ def test_results_say_how_they_were_made(folded):
     assert not any(path["compiled"] for path in found.values())
 
 
+@pytest.mark.slow
 def test_exact_results_need_no_shortcut_and_agree(bench, matrix, folded):
     store = bench.folder / "exact"
     bench(

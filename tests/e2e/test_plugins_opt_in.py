@@ -39,6 +39,7 @@ def bench(tmp_path):
     made.close()
 
 
+@pytest.mark.slow
 def test_plugins_are_imported_only_where_a_matrix_names_them(bench, installed):
     env, made = installed
     store = bench.folder / "store"

@@ -286,6 +286,7 @@ def closing(done):
 # What stops everything.
 
 
+@pytest.mark.slow
 def test_a_damaged_teacher_stops_a_pool_with_one_message(bench, finished, copied):
     teacher = Store(copied).folder(results(copied)["resnet8_half/scratch/s0"]["key"])
     for name in ("kd", "fitnet"):
