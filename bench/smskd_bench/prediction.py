@@ -62,11 +62,12 @@ class Bill:
     stage_runs: int = 0
     epochs: int = 0
 
-    def add(self, other: Bill) -> None:
-        """Add another bill to this one."""
-        self.images.update(other.images)
-        self.stage_runs += other.stage_runs
-        self.epochs += other.epochs
+    def add(self, other: Bill, times: int = 1) -> None:
+        """Add another bill to this one, so many times."""
+        for work, images in other.images.items():
+            self.images[work] += times * images
+        self.stage_runs += times * other.stage_runs
+        self.epochs += times * other.epochs
 
     def seconds(self, speeds: Calibration) -> float:
         """Predicted time; work that could not be measured counts nothing."""
@@ -76,11 +77,26 @@ class Bill:
 
 
 @dataclass(frozen=True)
+class _Kind:
+    """Stage runs of equal number cost the same, if the same of their networks have tables.
+
+    Attributes:
+        number: Of the kind.
+        networks: The frozen networks of this stage run, as tables name them.
+    """
+
+    number: int
+    networks: tuple[TableKey, ...]
+
+
+@dataclass(frozen=True)
 class Predictor:
-    """Makes the bills of one plan on one machine."""
+    """Makes the bills of one plan on one machine; large plans hold few kinds of stage runs."""
 
     plan: Plan
     machine: Machine
+    _kinds: dict[str, _Kind] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _numbers: dict[object, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def bill(
         self,
@@ -99,14 +115,34 @@ class Predictor:
         """
         tables, folds, total, used = tables or {}, folds or {}, Bill(), set()
         read = _places_by_reader(tables)
+        alike: Counter[tuple[int, tuple[bool, ...], int]] = Counter()
+        example: dict[tuple[int, tuple[bool, ...], int], str] = {}
         for key, times in Counter(iter(keys)).items():
-            one = self.stage(self.plan.nodes[key], tables, len(folds.get(key, (key,))))
-            for _ in range(times):
-                total.add(one)
+            kind, folded = self._kind(key), len(folds.get(key, (key,)))
+            same = kind.number, tuple(network in tables for network in kind.networks), folded
+            alike[same] += times
+            example.setdefault(same, key)
             used |= read.get(key, set())
+        for same, times in alike.items():
+            total.add(self.stage(self.plan.nodes[example[same]], tables, same[2]), times)
         for place in used:
             total.add(self.filling(tables[place], done))
         return total
+
+    def _kind(self, key: str) -> _Kind:
+        """What the bill of a stage run depends on, seeds and keys aside."""
+        if (kind := self._kinds.get(key)) is None:
+            spec, nodes = self.plan.nodes[key], self.plan.nodes
+            frozen = [(use, nodes[use.network].model) for use in frozen_uses(spec, self.plan)]
+            same = (
+                spec.model, spec.dataset, spec.training, spec.parent is None,
+                tuple(nodes[teacher].model for teacher in spec.teachers),
+                tuple((model, bool(use.why_live)) for use, model in frozen), num_train(spec),
+            )  # fmt: skip
+            number = self._numbers.setdefault(same, len(self._numbers))
+            networks = tuple((use.network, spec.training.precision) for use, _ in frozen)
+            kind = self._kinds[key] = _Kind(number, networks)
+        return kind
 
     def stage(self, spec: StageSpec, tables: Tables | None = None, folded: int = 1) -> Bill:
         """One stage run, one of ``folded`` in a network, without the filling of tables."""
@@ -144,10 +180,14 @@ class Predictor:
     def longest_chain_s(self, keys: Iterable[str], tables: Tables, speeds: Calibration) -> float:
         """Time of the longest chain of stage runs that wait for each other."""
         wanted, ends = set(keys), dict[str, float]()
+        costs: dict[tuple[int, tuple[bool, ...]], float] = {}
         for key, spec in self.plan.nodes.items():  # in dependency order
             before = max((ends[k] for k in spec.depends_on), default=0.0)
-            own = self.stage(spec, tables).seconds(speeds) if key in wanted else 0.0
-            ends[key] = before + own
+            kind = self._kind(key)
+            same = kind.number, tuple(network in tables for network in kind.networks)
+            if key in wanted and same not in costs:
+                costs[same] = self.stage(spec, tables).seconds(speeds)
+            ends[key] = before + (costs[same] if key in wanted else 0.0)
         return max(ends.values(), default=0.0)
 
     def _threads(self, spec: StageSpec) -> int:

@@ -142,12 +142,12 @@ def expected_views(views: int, draws: int) -> float:
 
 def draws_of(users: Iterable[str], plan: Plan) -> int:
     """How often stage runs draw a view of each image, what they draw in common counted once."""
-    drawn: set[tuple[int, int]] = set()
-    for key in users:
-        spec = plan.nodes[key]
-        first = spec.first_epoch + 1
-        drawn |= {(spec.seed, epoch) for epoch in range(first, first + spec.training.epochs)}
-    return len(drawn)
+    specs = (plan.nodes[key] for key in users)
+    spans = {(spec.seed, spec.first_epoch + 1, spec.training.epochs) for spec in specs}
+    drawn: dict[int, set[int]] = {}
+    for seed, first, epochs in spans:  # few, however many users there are
+        drawn.setdefault(seed, set()).update(range(first, first + epochs))
+    return sum(map(len, drawn.values()))
 
 
 def views_to_fill(table: TablePlan, plan: Plan, done: Collection[str] = ()) -> float:
