@@ -60,6 +60,10 @@ def measure(made: Made, rounds: int, say: Callable[[str], None]) -> list[Measure
             "rank all rows", ["leaderboard", *matrix, *full, "--format", "csv"],
             "leaderboard --format csv", None,
         ),
+        (
+            "predict", ["run", *matrix, *full, "--dry-run", "--device", "cpu"],
+            "run --dry-run, full store", None,
+        ),
     ]  # fmt: skip
     found = [Measured(what, shown, goal, []) for what, _, shown, goal in commands]
     for number in range(rounds):
