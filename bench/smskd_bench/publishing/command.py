@@ -186,9 +186,7 @@ def _tell(
         if outcome.report is not None:
             say(f"report: {outcome.report[1]}")
     if outcome.gone:
-        say(
-            f"{len(outcome.gone)} rows in W&B are no longer in the matrix; delete these runs "
-            f"there: {', '.join(outcome.gone)}"
-        )
+        gone = ", ".join(outcome.gone)
+        say(f"rows in W&B that the matrix has no more; delete these runs there: {gone}")
     for problem in (*problems, *outcome.problems):
         say(problem)

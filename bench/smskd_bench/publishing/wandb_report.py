@@ -91,7 +91,7 @@ def _rows(text: Text, entity: str, project: str) -> Any:
         entity=entity,
         project=project,
         name="rows",
-        filters=[expr.Config("board") == text["board"]],
+        filters=expr.And(expr.Config("board") == text["board"]),
         order=[wr.OrderBy(name=wr.SummaryMetric("accuracy/mean"), ascending=False)],
         pinned_columns=["run:displayName", *(f"summary:{name}" for name in shown[:2])],
         visible_columns=[f"summary:{name}" for name in (*shown[2:], *more)],
@@ -106,7 +106,7 @@ def _board(text: Text, entity: str, project: str) -> Any:
         entity=entity,
         project=project,
         name="board",
-        filters=[expr.Config("table_of") == text["board"]],
+        filters=expr.And(expr.Config("table_of") == text["board"]),
     )
 
 
