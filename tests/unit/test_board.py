@@ -164,6 +164,29 @@ def test_controls_stand_under_what_they_control(board):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("width", "wanted"),
+    [(60, " v "), (80, "to beat"), (100, "its 95 %"), (140, "= equal"), (200, "params")],
+)
+def test_the_table_fits_and_the_verdict_is_always_there(board, width, wanted):
+    console = terminal(width)
+    print_table(list(board.rows), console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(wanted in line for line in lines)
+    assert any("=" in line for line in lines if "fitnet>kd" in line)
+    notes = " ".join(lines)
+    assert ("Every precision and device" in notes) == ("ms p50" in lines[2])
+
+
+def test_a_folded_control_stays_under_itself(board):
+    console = terminal(80)
+    print_table(list(board.rows), console)
+    lines = console.file.getvalue().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("│ 1*"))
+    assert lines[first + 1].split("│")[2].rstrip() == "   no-ref"
+
+
 def test_controls_in_a_circle_or_of_everything_are_shown_once(tmp_path):
     circle = [{"stages": ["kd"], "controls": ["at"]}, {"stages": ["at"], "controls": ["kd"]}]
     of_all = [["scratch"], *({"stages": [m], "controls": ["scratch"]} for m in ("kd", "at", "sp"))]
