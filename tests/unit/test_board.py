@@ -11,11 +11,13 @@ from filled import fill, filled
 from matrices import PAIR, content, load_text, plan_of, write_matrix
 from rich.console import Console
 from smskd_bench.plan import make_plan
-from smskd_bench.report import escaping
+from smskd_bench.report import escaping, reading
 from smskd_bench.report.basis import basis_of
 from smskd_bench.report.board import BoardRequest, show
 from smskd_bench.report.evaluation_count import evaluations_of
+from smskd_bench.report.held import read_held
 from smskd_bench.report.leaderboard import read_leaderboard
+from smskd_bench.report.reading import read_shown
 from smskd_bench.report.rows import leaderboard_rows
 from smskd_bench.report.seed_plan import ALL, SeedsRequest, seed_needs
 from smskd_bench.report.seed_plan import show as show_seeds
@@ -449,6 +451,18 @@ def test_a_settled_matrix_is_watched_once(request_of):
 
 
 # ------------------------------------------------------------------------------------------ seeds
+
+
+def test_long_reading_shows_how_far_it_is(plan, store, monkeypatch):
+    quick = terminal()
+    read_shown(plan, store, quick)
+    assert quick.file.getvalue() == ""  # a moment needs no bar
+    monkeypatch.setattr(reading, "MOMENT_S", -1.0)
+    slow, file = terminal(), Console(file=io.StringIO(), force_terminal=False)
+    held = read_shown(plan, store, slow)
+    assert "reading the store" in slow.file.getvalue()
+    assert read_shown(plan, store, file) == held == read_held(plan, store)
+    assert file.file.getvalue() == ""
 
 
 def test_seeds_that_a_claim_needs(board):

@@ -21,6 +21,7 @@ from smskd_bench.publishing.publication import Publication, make_publication
 from smskd_bench.publishing.send_progress import SendProgress
 from smskd_bench.publishing.sending import Outcome, run_sender
 from smskd_bench.report.leaderboard import Leaderboard, read_leaderboard
+from smskd_bench.report.reading import read_shown
 from smskd_bench.store import Store
 from smskd_bench.tracking import LoginState, login_state
 
@@ -63,7 +64,7 @@ def publish(request: PublishRequest, console: Console) -> None:
         check_project(request.entity, "entity")
     state = _mode(request)
     plan, store = make_plan(load_matrix(request.matrix)), Store.peek(request.store)
-    board = read_leaderboard(plan, store, request.margin)
+    board = read_leaderboard(plan, store, request.margin, held=read_shown(plan, store))
     if not board.test_set.stage_runs:
         raise StoreError(
             f"nothing to publish: {request.store} holds no result of {board.matrix}",
