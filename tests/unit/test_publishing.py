@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from filled import fill, filled
-from matrices import plan_of
+from matrices import plan_of, write_matrix
+from smskd_bench.cli import main
 from smskd_bench.publishing.curves import MOST_POINTS, curve_table
 from smskd_bench.publishing.documents import RunDocument, canonical, measured
 from smskd_bench.publishing.ledger import OfflineLedger
@@ -78,6 +80,29 @@ def test_names_that_are_cut_alike_stay_apart():
 def test_projects_that_wandb_refuses_are_refused_before_anything_is_sent(name):
     with pytest.raises(ConfigError, match="no name of a W&B project"):
         check_project(name)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--publish", "wandb", "--only", "kd", "--format", "csv"], "leave out: --only, --format"),
+        (["--publish", "wandb", "--against", "student"], "leave out: --against"),
+        (["--offline"], "only with --publish wandb: --offline"),
+        (["--project", "x", "--weights"], "only with --publish wandb: --project, --weights"),
+        (
+            ["--publish", "wandb", "--project", "a/b"],
+            "'a/b' is no name of a W&B project: it holds /",
+        ),
+    ],
+    ids=["some rows", "against", "offline", "weights", "project"],
+)
+def test_options_that_cannot_go_together(tmp_path, words, said):
+    matrix = write_matrix(tmp_path, rows=ROWS)
+    done = CliRunner().invoke(
+        main, ["leaderboard", "--matrix", str(matrix), "--store", str(tmp_path), *words]
+    )
+    assert done.exit_code == 2
+    assert said in done.output
 
 
 # ---------------------------------------------------------------------------------------- summary

@@ -258,6 +258,8 @@ def test_a_server_that_is_away_is_one_message(bench, monkeypatch):
     with pytest.raises(RefusedError, match="W&B cannot be used") as found:
         bench.publish()
     assert API_KEY not in str(found.value)
+    written = [path for path in bench.folder.rglob("*") if path.is_file()]
+    assert not [path for path in written if API_KEY.encode() in path.read_bytes()]
 
 
 def test_a_login_that_is_refused_is_one_message(bench, account):
