@@ -44,19 +44,19 @@ def save(text: Text, entity: str, project: str, existing: Any) -> tuple[str, str
         existing: All reports of the project, as ``wandb.Api().reports`` gives them.
 
     Returns:
-        "made", "changed", "same" or "not ours", and its address.
+        "made", "changed", "same" or "not ours", and its id.
     """
     titled = [r for r in existing if r.display_name == text["title"]]
     ours = [r for r in titled if (r.description or "").startswith(f"{MARK} {text['board']}")]
     if titled and not ours:
-        return "not ours", titled[0].url
+        return "not ours", str(titled[0].id)
     if ours and ours[0].description == description(text):
-        return "same", ours[0].url
+        return "same", str(ours[0].id)
     report = build(text, entity, project)
     if ours:
         report.id = ours[0].id
     report.save()
-    return ("changed" if ours else "made"), report.url
+    return ("changed" if ours else "made"), str(report.id)
 
 
 def _blocks(text: Text, entity: str, project: str) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import urllib.parse
 from collections.abc import Callable, Iterable
@@ -250,13 +251,15 @@ def _send_report(document: Document, api: Any, entity: str | None, answer: Answe
         return
     project = document["project"]
     existing = list(api.reports(f"{entity}/{project}", per_page=100))
-    what, url = save(document["report"], str(entity), project, existing)
+    what, report = save(document["report"], str(entity), project, existing)
+    title = document["report"]["title"]
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", title).strip("-")  # for people; the id finds it
+    url = _address(f"{entity}/{project}/reports/{slug}--{report}")
     if what == "not ours":
-        title = document["report"]["title"]
         text = f"no report: there is one named {title!r} that was not made here; rename it: {url}"
         answer("problem", text=text)
     else:
-        answer("report", what=what, url=urllib.parse.unquote(url))
+        answer("report", what=what, url=url)
 
 
 def main() -> None:
