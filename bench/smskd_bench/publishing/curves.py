@@ -35,7 +35,8 @@ def curve_table(rows: Mapping[tuple[str, str], Sequence[History]]) -> TableDocum
         for (pair, row), seeds in drawn.items()
         for point in _thinned(list(_points(seeds)), most)
     )
-    return TableDocument(COLUMNS, cells, ("epoch", "loss", "row"), "training loss, mean over seeds")
+    line = ("epoch", "train_top1", "row")
+    return TableDocument(COLUMNS, cells, line, "training accuracy (%), mean over seeds")
 
 
 def _epochs(history: History) -> int:

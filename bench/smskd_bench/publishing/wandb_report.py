@@ -11,6 +11,9 @@ from typing import Any
 MARK = "smskd-bench board"
 """Begins the description of our reports: another's report of the same title is not ours."""
 
+CURVES = {"train_top1": "training accuracy (%)", "loss": "training loss"}
+"""Columns of the table of curves that are drawn; losses of unlike methods do not compare."""
+
 Text = dict[str, Any]
 """A ``ReportText`` as JSON."""
 
@@ -70,7 +73,7 @@ def _blocks(text: Text, entity: str, project: str) -> Iterator[Any]:
     yield wr.PanelGrid(runsets=[_rows(text, entity, project)], panels=_bars())
     if text["curves"]:
         yield wr.H2(text="Learning curves")
-        yield wr.P(text="Training loss over all stages of a row, mean over its seeds.")
+        yield wr.P(text="On training images, over all stages of a row, mean over its seeds.")
         yield wr.PanelGrid(runsets=[_board(text, entity, project)], panels=_curves())
     if text["targets"]:
         yield wr.H2(text="Accuracy against latency")
@@ -132,17 +135,20 @@ def _bars() -> list[Any]:
 def _curves() -> list[Any]:
     import wandb_workspaces.reports.v2 as wr
 
-    chart = wr.CustomChart(
-        query={"summaryTable": {"tableKey": "curves"}},
-        chart_name="wandb/line/v0",
-        chart_fields={"x": "epoch", "y": "loss", "stroke": "row"},
-        chart_strings={"title": "training loss"},
-        layout=wr.Layout(x=0, y=0, w=24, h=10),
-    )
+    charts = [
+        wr.CustomChart(
+            query={"summaryTable": {"tableKey": "curves"}},
+            chart_name="wandb/line/v0",
+            chart_fields={"x": "epoch", "y": column, "stroke": "row"},
+            chart_strings={"title": title},
+            layout=wr.Layout(x=12 * i, y=0, w=12, h=10),
+        )
+        for i, (column, title) in enumerate(CURVES.items())
+    ]
     table = wr.WeavePanelSummaryTable(
         table_name="leaderboard", layout=wr.Layout(x=0, y=10, w=24, h=12)
     )
-    return [chart, table]
+    return [*charts, table]
 
 
 def _scatters(targets: list[str]) -> list[Any]:
