@@ -148,7 +148,8 @@ class Account(Recorder):
         edges = [
             {"cursor": name, "node": self._run_node(name, run)}
             for name, run in self.runs.items()
-            if run["groupName"] == wanted["group"] and run["jobType"] in wanted["jobType"]["$in"]
+            if run["groupName"] in wanted["group"]["$in"]
+            and run["jobType"] in wanted["jobType"]["$in"]
         ]
         info = {"endCursor": None, "hasNextPage": False}
         found = {"internalId": "1", "runCount": len(edges), "readOnly": False}

@@ -180,6 +180,16 @@ def test_online_a_board_is_there_once_however_often_it_is_published(bench, accou
     assert len(account.asked("upsertView")) == 1
 
 
+def test_matrices_that_share_stage_runs_do_not_send_them_in_turns(bench, account):
+    bench.publish()
+    first = bench.matrix
+    bench.matrix = write_matrix(bench.folder / "cwd", **(ENTRIES | {"name": "other"}))
+    assert " 3 runs new or changed, 7 as they were" in bench.publish()
+    bench.matrix = first
+    assert " 0 runs new or changed" in bench.publish()
+    assert len(account.reports) == 2
+
+
 def test_online_changes_are_updates_and_what_is_not_measured_any_more_goes(bench, account):
     bench.publish()
     (row, kept) = of_type(account, "leaderboard").items()
@@ -289,7 +299,7 @@ def test_a_server_that_never_answers_is_left(bench, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", API_KEY)
-        document = {"mode": "online", "project": "proof", "entity": None, "group": "g", "folder": str(bench.folder),
+        document = {"mode": "online", "project": "proof", "entity": None, "groups": [], "folder": str(bench.folder),
                     "known": {}, "runs": [], "report": {}}  # fmt: skip
         with pytest.raises(RunError, match="no answer for 3 s"):
             sending.run_sender(document, bench.folder, lambda outcome: None, stall_s=3.0)

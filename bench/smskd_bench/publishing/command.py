@@ -139,7 +139,7 @@ def _send(
         "mode": mode,
         "project": request.project,
         "entity": request.entity,
-        "group": publication.table.group,
+        "groups": sorted({run.group for run in publication.runs}),
         "folder": str(folder),
         "known": ledger.known() if mode == "offline" else {},
         "runs": [run.message() for run in publication.runs],

@@ -57,7 +57,7 @@ class RunDocument:
         id: The same for the same thing, whenever it is published.
         name: For people.
         job_type: ``leaderboard``, ``board``, ``stage``, ``export`` or ``measurement``.
-        group: The matrix.
+        group: The matrix; of what several matrices may share, what it is.
         tags: Labels.
         config: What it is.
         summary: What it came to; flat, finite, and without what was not measured.

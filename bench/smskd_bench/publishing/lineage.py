@@ -26,6 +26,9 @@ from smskd_bench.store import RESULT, SPEC, WEIGHTS, Store
 from smskd_bench.tracking_exports import files_below, measurement_key
 from smskd_bench.wandb_mirror import artifact_name
 
+GROUP = "lineage"
+"""In W&B, of all nodes: matrices share stage runs, so none of them can be their group."""
+
 
 @dataclass(frozen=True)
 class _Bundle:
@@ -43,13 +46,11 @@ class Lineage:
     Attributes:
         plan: The matrix.
         store: Holds the nodes.
-        group: Of all their runs.
         weights: Whether weights and bundles go along.
     """
 
     plan: Plan
     store: Store
-    group: str
     weights: bool = False
 
     def runs(self) -> Iterator[RunDocument]:
@@ -103,7 +104,7 @@ class Lineage:
             id=stable_id("stage", spec.key),
             name=shortened(spec.label),
             job_type="stage",
-            group=self.group,
+            group=GROUP,
             tags=_tags(spec.model, spec.dataset.name, f"stage-{spec.number}", *_methods(spec)),
             config={**spec.document(), **lineage},
             summary=measured({**test, "train_seconds": result.get("train_seconds")}),
@@ -140,7 +141,7 @@ class Lineage:
             id=stable_id("export", bundle.id),
             name=shortened(f"{spec.label} for {target}"),
             job_type="export",
-            group=self.group,
+            group=GROUP,
             tags=_tags(target, spec.model),
             config={"key": bundle.id, "student_key": bundle.key, "target": target},
             summary={},
@@ -153,7 +154,7 @@ class Lineage:
             id=stable_id("measurement", measurement_key(judged)),
             name=shortened(f"{judged.name} on {judged.target}"),
             job_type="measurement",
-            group=self.group,
+            group=GROUP,
             tags=_tags(judged.target, judged.protocol),
             config={
                 "key": measurement_key(judged), "bundle_id": bundle.id, "student_key": bundle.key,

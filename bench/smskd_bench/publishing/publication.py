@@ -81,10 +81,10 @@ def make_publication(
     """
     group = shortened(plan.matrix.name)
     found = _read(plan, store)
-    lineage = Lineage(plan, store, group, weights)
+    lineage = Lineage(plan, store, weights)
     placed = ordered(board.rows, board.rows)
     ids = stable_id("board", plan.matrix.name)
-    rows = tuple(_row_run(p, board, found[_place(p.row)], lineage, ids) for p in placed)
+    rows = tuple(_row_run(p, board, found[_place(p.row)], lineage, ids, group) for p in placed)
     summaries = {_place(p.row): run.summary for p, run in zip(placed, rows, strict=True)}
     curves = curve_table({place: row.histories for place, row in found.items()})
     return Publication(
@@ -131,7 +131,7 @@ def _read_cell(store: Store, cell: Cell, row: _Row) -> None:
 
 
 def _row_run(
-    placed: Placed, board: Leaderboard, found: _Row, lineage: Lineage, board_id: str
+    placed: Placed, board: Leaderboard, found: _Row, lineage: Lineage, board_id: str, group: str
 ) -> RunDocument:
     row = placed.row
     last = tuple(t.cell.stages[-1] for t in sorted(found.trained, key=lambda t: t.cell.seed))
@@ -139,7 +139,7 @@ def _row_run(
         id=stable_id("row", board.matrix, row.pair, row.row),
         name=shortened(f"{row.row} ({row.pair})"),
         job_type="leaderboard",
-        group=lineage.group,
+        group=group,
         tags=tuple(
             dict.fromkeys(shortened(name, TAG_CHARS) for name in (row.pair, row.kind, *row.methods))
         ),

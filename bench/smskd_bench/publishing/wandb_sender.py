@@ -4,7 +4,7 @@ Beside the standard library and wandb it needs only the parts of this package th
 torch nor numpy. It reads one JSON document and answers with JSON lines on its standard output, so
 that whoever started it can show how far it is, and end it if it hangs.
 
-Document:  {"mode", "project", "entity", "folder", "known", "runs", "report"}
+Document:  {"mode", "project", "entity", "groups", "folder", "known", "runs", "report"}
 Answers:   {"step": "looked" | "same" | "sent" | "offline" | "report" | "problem" | "gone"
             | "refused" | "failed", ...}
 
@@ -84,7 +84,7 @@ def _look(document: Document) -> tuple[Any, str, dict[str, str]]:
     except Exception as error:
         raise Refused(f"W&B cannot be used: {one_line(error)}") from None
     try:
-        filters = {"group": document["group"], "jobType": {"$in": list(JOB_TYPES)}}
+        filters = {"group": {"$in": document["groups"]}, "jobType": {"$in": list(JOB_TYPES)}}
         path = f"{entity}/{document['project']}"
         runs = api.runs(path, filters=filters, per_page=500, lazy=False)
         return api, entity, {run.id: _digest_of(run) for run in runs}
