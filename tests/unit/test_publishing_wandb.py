@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from filled import fill, filled
 from matrices import plan_of, write_matrix
 from rich.console import Console
+from smskd_bench.cli import main
 from smskd_bench.publishing import sending
 from smskd_bench.publishing.command import PublishRequest, publish
 from wandb_account import Account
@@ -51,6 +53,18 @@ class Bench:
         console = Console(file=io.StringIO(), width=200)
         publish(PublishRequest(self.matrix, self.store.root, 0.3, "proof", **changes), console)
         return console.file.getvalue()
+
+    def command(self, *words):
+        """The same by its command."""
+        named = [
+            "--matrix",
+            str(self.matrix),
+            "--store",
+            str(self.store.root),
+            "--project",
+            "proof",
+        ]
+        return CliRunner().invoke(main, ["leaderboard", *named, "--publish", "wandb", *words])
 
     def change(self):
         """Another result of one cell."""
@@ -272,10 +286,11 @@ def test_a_server_that_is_away_is_one_message(bench, monkeypatch):
     assert not [path for path in written if API_KEY.encode() in path.read_bytes()]
 
 
-def test_a_login_that_is_refused_is_one_message(bench, account):
+def test_a_login_that_is_refused_is_one_message_and_exit_code_3(bench, account):
     account.refuse = {"Viewer", "GetDefaultEntity"}
-    with pytest.raises(RefusedError, match="W&B cannot be used"):
-        bench.publish()
+    done = bench.command()
+    assert done.exit_code == 3
+    assert "error: W&B cannot be used" in done.output
     assert account.runs == {}
 
 
@@ -311,7 +326,9 @@ def test_a_folder_that_cannot_be_written_is_one_message(bench):
         bench.publish()
 
 
-def test_nothing_is_written_outside_the_store(bench):
-    bench.publish(offline=True)
+def test_the_command_records_offline_and_writes_nothing_outside_the_store(bench):
+    done = bench.command("--offline")
+    assert done.exit_code == 0, done.output
+    assert f"wandb sync {bench.published}/wandb/offline-run-*" in done.output
     home = Path.home()
     assert [p for p in (*home.rglob("*"), *Path.cwd().rglob("*")) if p.is_file()] == []
