@@ -11,9 +11,11 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeVar
+
+R = TypeVar("R", bound="Recorder")
 
 MANIFEST_FILE = {"id": "f", "name": "m", "displayName": "m", "uploadHeaders": []}
 
@@ -39,7 +41,7 @@ class Recorder(ThreadingHTTPServer):
         self.queries.append((name, variables))
         artifact = {"id": "QXJ0aWZhY3Q6MQ==", "digest": "x"}
         manifest = {"id": "m", "file": {**MANIFEST_FILE, "uploadUrl": f"{self.url}/up/manifest"}}
-        fixed: dict[str, Any] = {
+        fixed: dict[str, dict[str, Any]] = {
             "RunResumeStatus": {"model": None},
             "ServerFeaturesQuery": {"serverInfo": {"features": []}},
             "Viewer": {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}"}},
@@ -83,6 +85,11 @@ class Recorder(ThreadingHTTPServer):
             nodes.append({"node": node | {"artifact": {"id": file["artifactID"]}}})
         return {"createArtifactFiles": {"files": {"edges": nodes}}}
 
+    def stream(self, run: str, message: dict[str, Any]) -> None:
+        """What a run sends while it is open."""
+        lines = message.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
+        self.rows.extend(json.loads(line) for line in lines)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that hang up are no news."""
 
@@ -113,8 +120,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         message = json.loads(self._body())
         if not self.path.endswith("/graphql"):
-            lines = message.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
-            self.server.rows.extend(json.loads(line) for line in lines)
+            self.server.stream(self.path.split("/")[-2], message)
             return self._reply({"exitcode": None, "limits": {}})
         found = re.search(r"(?:mutation|query)\s+(\w+)", message["query"])
         name = found.group(1) if found else ""
@@ -125,9 +131,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def wandb_server() -> Iterator[Recorder]:
-    """A server on a free port of this machine, for the length of a `with` block."""
-    with Recorder() as server:
+def serving(server: R) -> Iterator[R]:
+    """A server that answers for the length of a `with` block."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
@@ -135,3 +141,8 @@ def wandb_server() -> Iterator[Recorder]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def wandb_server() -> AbstractContextManager[Recorder]:
+    """A server on a free port of this machine, for the length of a `with` block."""
+    return serving(Recorder())

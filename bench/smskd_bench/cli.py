@@ -214,12 +214,57 @@ def status(store: Path, matrix: Path | None, only: str | None) -> None:
 @click.option("--watch", is_flag=True, help="Show it again until the run is over; Ctrl-C ends.")
 @click.option("--out", type=_FILE, help="Write the text of --format to this file.")
 @click.option("--force", is_flag=True, help="Replace files that are there.")
-def leaderboard(**options: Any) -> None:
+@click.option(
+    "--publish", type=click.Choice(["wandb"]),
+    help="Send the whole board to Weights & Biases instead (docs/wandb.md).",
+)  # fmt: skip
+@click.option(
+    "--project", default="smskd-bench", show_default=True, envvar="WANDB_PROJECT",
+    help="With --publish: Weights & Biases project.",
+)  # fmt: skip
+@click.option(
+    "--entity", envvar="WANDB_ENTITY", show_envvar=True,
+    help="With --publish: person or team; default: that of the login.",
+)  # fmt: skip
+@click.option("--offline", is_flag=True, help="With --publish: record on disk, to send later.")
+@click.option("--weights", is_flag=True, help="With --publish: weights and bundles go along.")
+@click.pass_context
+def leaderboard(ctx: click.Context, /, publish: str | None, **options: Any) -> None:
     """Rank the rows of a matrix from what the store holds."""
-    from smskd_bench.report import board
     from smskd_bench.terminal import Terminal
 
+    sending = {name: options.pop(name) for name in ("project", "entity", "offline", "weights")}
+    if publish:
+        from smskd_bench.publishing import command
+
+        _only_with_publish(ctx)
+        same = {name: options[name] for name in ("matrix", "store", "margin")}
+        command.publish(command.PublishRequest(**same, **sending), Terminal())
+        return
+    from smskd_bench.report import board
+
+    _not_without_publish(ctx)
     board.show(board.BoardRequest(**options), Terminal())
+
+
+def _typed(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
+    """Options of these names that are on the command line."""
+    given = click.core.ParameterSource.COMMANDLINE
+    return [f"--{n}" for n in names if ctx.get_parameter_source(n) is given]
+
+
+def _only_with_publish(ctx: click.Context) -> None:
+    """A board is published whole, so that no row is ranked among some of the others."""
+    names = ("only", "form", "devices", "picture", "pair", "method", "sort", "against", "watch",
+             "out", "force")  # fmt: skip
+    if typed := _typed(ctx, names):
+        named = ", ".join("--format" if name == "--form" else name for name in typed)
+        raise click.UsageError(f"--publish sends the whole board; leave out: {named}")
+
+
+def _not_without_publish(ctx: click.Context) -> None:
+    if typed := _typed(ctx, ("project", "entity", "offline", "weights")):
+        raise click.UsageError(f"only with --publish wandb: {', '.join(typed)}")
 
 
 @main.command()

@@ -71,7 +71,9 @@ def _record(
         {"rankable": judged.rankable, **_summary(judged)},
         None,
         (
-            OutputRef(f"bundle-{short}", "bundle", export / "bundle", _files(export / "bundle")),
+            OutputRef(
+                f"bundle-{short}", "bundle", export / "bundle", files_below(export / "bundle")
+            ),
             OutputRef(f"measurement-{key[:16]}", "measurement", folder, tuple(_raw(folder))),
             OutputRef(f"engines-{key[:16]}", "engine-facts", folder, (RESULT, JUDGED)),
         ),
@@ -104,10 +106,11 @@ def _numbers(row: JudgedRow) -> Iterator[tuple[str, object]]:
                 yield name.replace("_ns", "_ms"), ns / 1e6
 
 
-def _files(folder: Path) -> tuple[str, ...]:
+def files_below(folder: Path) -> tuple[str, ...]:
+    """Paths of all files below a folder, sorted."""
     return tuple(sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()))
 
 
 def _raw(folder: Path) -> Iterator[str]:
     """Raw samples and events; the records are an artifact of their own."""
-    yield from (name for name in _files(folder) if name not in {RESULT, JUDGED})
+    yield from (name for name in files_below(folder) if name not in {RESULT, JUDGED})

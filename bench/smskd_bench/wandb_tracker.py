@@ -218,11 +218,11 @@ def _start_mirror(mode: str, folder: Path, answers: IO[str], log: IO[str]) -> su
         stderr=log,
         text=True,
         encoding="utf-8",
-        env=_mirror_environment(folder),
+        env=mirror_environment(folder),
     )
 
 
-def _mirror_environment(folder: Path) -> dict[str, str]:
+def mirror_environment(folder: Path) -> dict[str, str]:
     """Environment of the mirror only: ours, and so our other children's, stays as it was."""
     kept = {name: value for name, value in os.environ.items() if name not in _DROPPED}
     return {

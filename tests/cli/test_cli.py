@@ -177,7 +177,8 @@ FROZEN = {
     "leaderboard": [
         MATRIX, STORE, ONLY, FORMAT, ("--devices", None, False), ("--picture", None, None), ("--pair", None, None), ("--method", None, None),
         ("--sort", None, "accuracy"), ("--against", None, None), ("--margin", None, None), ("--watch", None, False), ("--out", None, None),
-        ("--force", None, False),
+        ("--force", None, False), ("--publish", None, None), PROJECT, ("--entity", "WANDB_ENTITY", None), ("--offline", None, False),
+        ("--weights", None, False),
     ],
     "seeds": [MATRIX, STORE, ONLY, ("--difference", None, "required"), ("--power", None, None), ("--pair", None, None), FORMAT],
     "claims": [MATRIX, STORE, ("--published", None, False), ("--claims", None, None), ("--margin", None, None), FORMAT, ("--all", None, False)],

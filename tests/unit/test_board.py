@@ -11,11 +11,13 @@ from filled import fill, filled
 from matrices import PAIR, content, load_text, plan_of, write_matrix
 from rich.console import Console
 from smskd_bench.plan import make_plan
-from smskd_bench.report import escaping
+from smskd_bench.report import escaping, reading
 from smskd_bench.report.basis import basis_of
 from smskd_bench.report.board import BoardRequest, show
 from smskd_bench.report.evaluation_count import evaluations_of
+from smskd_bench.report.held import read_held
 from smskd_bench.report.leaderboard import read_leaderboard
+from smskd_bench.report.reading import read_shown
 from smskd_bench.report.rows import leaderboard_rows
 from smskd_bench.report.seed_plan import ALL, SeedsRequest, seed_needs
 from smskd_bench.report.seed_plan import show as show_seeds
@@ -162,6 +164,29 @@ def test_controls_stand_under_what_they_control(board):
     assert found == [
         ("fitnet>kd", 0), ("fitnet>kd no-ref", 1), ("kd>kd no-ref", 2), ("dkd", 0), ("student", 1),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "wanted"),
+    [(60, " v "), (80, "to beat"), (100, "its 95 %"), (140, "= equal"), (200, "params")],
+)
+def test_the_table_fits_and_the_verdict_is_always_there(board, width, wanted):
+    console = terminal(width)
+    print_table(list(board.rows), console)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(wanted in line for line in lines)
+    assert any("=" in line for line in lines if "fitnet>kd" in line)
+    notes = " ".join(lines)
+    assert ("Every precision and device" in notes) == ("ms p50" in lines[2])
+
+
+def test_a_folded_control_stays_under_itself(board):
+    console = terminal(80)
+    print_table(list(board.rows), console)
+    lines = console.file.getvalue().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("│ 1*"))
+    assert lines[first + 1].split("│")[2].rstrip() == "   no-ref"
 
 
 def test_controls_in_a_circle_or_of_everything_are_shown_once(tmp_path):
@@ -426,6 +451,18 @@ def test_a_settled_matrix_is_watched_once(request_of):
 
 
 # ------------------------------------------------------------------------------------------ seeds
+
+
+def test_long_reading_shows_how_far_it_is(plan, store, monkeypatch):
+    quick = terminal()
+    read_shown(plan, store, quick)
+    assert quick.file.getvalue() == ""  # a moment needs no bar
+    monkeypatch.setattr(reading, "MOMENT_S", -1.0)
+    slow, file = terminal(), Console(file=io.StringIO(), force_terminal=False)
+    held = read_shown(plan, store, slow)
+    assert "reading the store" in slow.file.getvalue()
+    assert read_shown(plan, store, file) == held == read_held(plan, store)
+    assert file.file.getvalue() == ""
 
 
 def test_seeds_that_a_claim_needs(board):

@@ -15,6 +15,7 @@ import pytest
 from smskd_bench.tracking import ArtifactRef, NullTracker, RunCard, login_state, make_tracker
 from smskd_bench.wandb_mirror import artifact_name, run_id
 from smskd_bench.wandb_tracker import WandbTracker
+from wandb_home import isolate
 from wandb_log import logged_runs
 from wandb_server import wandb_server
 
@@ -24,18 +25,6 @@ ROOT = Path(__file__).parents[2]
 TEACHER, PARENT, STUDENT = (hashlib.sha256(name).hexdigest() for name in (b"t", b"p", b"s"))
 API_KEY = "a" * 40
 NOBODY = "http://127.0.0.1:9"
-
-
-def isolate(patch, folder):
-    """No W&B setting and no file of the person running the tests."""
-    for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
-        patch.delenv(name)
-    for name in ("home", "cwd"):
-        (folder / name).mkdir()
-    patch.setenv("HOME", str(folder / "home"))
-    patch.delenv("XDG_CACHE_HOME", raising=False)
-    patch.delenv("XDG_DATA_HOME", raising=False)
-    patch.chdir(folder / "cwd")
 
 
 @pytest.fixture(autouse=True)

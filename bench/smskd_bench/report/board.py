@@ -13,6 +13,7 @@ from smskd.printable import printable
 from smskd_bench.config import load_matrix
 from smskd_bench.plan import Plan, make_plan
 from smskd_bench.report.leaderboard import Leaderboard, read_leaderboard
+from smskd_bench.report.reading import read_shown
 from smskd_bench.report.rows import LeaderboardRow
 from smskd_bench.report.tables import WIDE, View, print_table, render, terminal_table
 from smskd_bench.report.view import select
@@ -56,7 +57,8 @@ def show(request: BoardRequest, console: Console) -> None:
     if request.watch:
         _watch(request, plan, store, console)
         return
-    board = read_leaderboard(plan, store, request.margin, request.against)
+    held = read_shown(plan, store)
+    board = read_leaderboard(plan, store, request.margin, request.against, held)
     rows = select(board.rows, request.pair, request.method)
     if request.devices:
         _show_devices(rows, request.form, console)

@@ -23,6 +23,7 @@ from smskd_bench.report.published_comparison import (
     PublishedComparison,
     compare_published,
 )
+from smskd_bench.report.reading import read_shown
 from smskd_bench.report.rows import leaderboard_rows
 from smskd_bench.report.tables import WIDE
 from smskd_bench.stats.comparing import MARGIN, NOTHING_SHOWN
@@ -61,7 +62,7 @@ def show(request: ClaimsRequest, console: Console) -> None:
     if ledger is None:
         _show_published(request, plan, store, console)
         return
-    states = claim_states(ledger, plan, store, request.margin)
+    states = claim_states(ledger, plan, store, request.margin, read_shown(plan, store))
     if not any(state.evidence for state in states):
         raise ConfigError(
             f"no claim names rows of the matrix {plan.matrix.name}",
@@ -159,7 +160,8 @@ def _claim_notes(states: Sequence[ClaimState]) -> list[str]:
 
 
 def _show_published(request: ClaimsRequest, plan: Plan, store: Store, console: Console) -> None:
-    found = compare_published(plan, leaderboard_rows(plan, store, request.margin))
+    held = read_shown(plan, store)
+    found = compare_published(plan, leaderboard_rows(plan, store, request.margin, held=held))
     if not found:
         pairs = ", ".join(pair.name for pair in plan.matrix.pairs[:3])
         raise ConfigError(

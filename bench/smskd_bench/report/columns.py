@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from smskd_bench.report.comparisons import Versus
 from smskd_bench.report.exported import shown_export
@@ -170,10 +170,24 @@ def verdict_note(rows: Iterable[LeaderboardRow]) -> str:
     )
 
 
-FOOTNOTE = (
-    "top-1: test accuracy after the last epoch, mean \u00b1 standard deviation over n seeds. "
-    "difference: points against the strongest of the row's controls, paired by seed. "
-    "kept: of the test images the stage before had right, percent still right. "
-    "ms: one image at a time, exported in fp32, on the target; * is an upper bound that holds in "
-    "99 of 100 repetitions. Every precision and device: `leaderboard --devices`."
-)
+_NOTES = {
+    "top-1 %": (
+        "top-1: test accuracy after the last epoch, mean \u00b1 standard deviation over n seeds."
+    ),
+    "difference": (
+        "difference: points against the strongest of the row's controls, paired by seed."
+    ),
+    "kept %": "kept: of the test images the stage before had right, percent still right.",
+    "ms p50/p90*/p99*": (
+        "ms: one image at a time, exported in fp32, on the target; * is an upper bound that holds "
+        "in 99 of 100 repetitions. Every precision and device: `leaderboard --devices`."
+    ),
+}
+"""What columns mean, by their headings."""
+
+FOOTNOTE = " ".join(_NOTES.values())
+
+
+def footnote(names: Container[str]) -> str:
+    """What the columns of these names mean."""
+    return " ".join(text for name, text in _NOTES.items() if name in names)

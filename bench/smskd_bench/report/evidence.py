@@ -10,6 +10,7 @@ from typing import Literal
 from smskd_bench.claims import Claim, ClaimTest, Expectation, Ledger, tests_of
 from smskd_bench.plan import Plan
 from smskd_bench.report.comparisons import Scores, Versus, compare_all, paired
+from smskd_bench.report.held import Held
 from smskd_bench.report.rows import LeaderboardRow, leaderboard_rows
 from smskd_bench.report.training_time import ExtraTime, extra_time
 from smskd_bench.stats.comparing import MARGIN, Verdict
@@ -65,15 +66,22 @@ class ClaimState:
 
 
 def claim_states(
-    ledger: Ledger, plan: Plan, store: Store, margin: float = MARGIN
+    ledger: Ledger, plan: Plan, store: Store, margin: float = MARGIN, held: Held | None = None
 ) -> list[ClaimState]:
     """What a store says about every claim, as far as one matrix tests it.
+
+    Args:
+        ledger: The claims.
+        plan: The matrix.
+        store: Where its results are.
+        margin: Points of accuracy that count as practically none.
+        held: What the store holds, where it was read already.
 
     Raises:
         ConfigError: a claim names a row that the matrix does not have.
         StoreError: a result cannot be read.
     """
-    rows = leaderboard_rows(plan, store, margin)
+    rows = leaderboard_rows(plan, store, margin, held=held)
     tests = [(claim, test) for claim in ledger.claims for test in tests_of(claim, plan.matrix)]
     wanted = [(claim, test) for claim, test in tests if claim.expect != "cheap"]
     judged = _judged([test for _, test in wanted], rows, margin)

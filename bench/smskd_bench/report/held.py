@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from smskd_bench.collector import collector_paused
@@ -12,6 +13,9 @@ from smskd_bench.store import Record, Store
 
 READ = ("test", "kept", "deployed")
 """Entries of a result that rows are made of."""
+
+TOLD_EVERY = 100
+"""Stage runs between two calls of who is told."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +43,26 @@ class Held:
         return EvaluationCount(len(counts), sum(counts), max(counts, default=0))
 
 
-def read_held(plan: Plan, store: Store) -> Held:
+def read_held(plan: Plan, store: Store, told: Callable[[int], None] | None = None) -> Held:
     """Read what rows need of every stage run of a plan.
+
+    Args:
+        plan: The matrix.
+        store: Where its results are.
+        told: Called now and then with the number of stage runs that were looked at.
 
     Raises:
         StoreError: a result cannot be read.
     """
     begun = store.folders()
-    found = ((key, store.result(key)) for key in plan.nodes if key in begun)
     results: dict[str, Record] = {}
     looks: dict[str, int] = {}
     # Histories are most of a result, and many of them need more memory than there is.
     with collector_paused():
-        for key, record in found:
+        for number, key in enumerate(plan.nodes):
+            record = store.result(key) if key in begun else None
+            if told is not None and number % TOLD_EVERY == 0:
+                told(number)
             if record is not None:
                 results[key] = {entry: record[entry] for entry in READ if entry in record}
                 looks[key] = evaluations_of(record)

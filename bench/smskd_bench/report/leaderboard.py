@@ -8,7 +8,7 @@ from smskd.errors import UsageError, did_you_mean
 from smskd_bench.plan import Plan
 from smskd_bench.report.basis import Basis, basis_of
 from smskd_bench.report.evaluation_count import EvaluationCount
-from smskd_bench.report.held import read_held
+from smskd_bench.report.held import Held, read_held
 from smskd_bench.report.missing import Missing, MissingRow
 from smskd_bench.report.rows import Controls, LeaderboardRow, compared_rows, leaderboard_rows
 from smskd_bench.stats.comparing import MARGIN
@@ -37,7 +37,11 @@ class Leaderboard:
 
 
 def read_leaderboard(
-    plan: Plan, store: Store, margin: float = MARGIN, against: str | None = None
+    plan: Plan,
+    store: Store,
+    margin: float = MARGIN,
+    against: str | None = None,
+    held: Held | None = None,
 ) -> Leaderboard:
     """Read a leaderboard from a store.
 
@@ -47,6 +51,7 @@ def read_leaderboard(
         margin: Points of accuracy that count as practically none.
         against: Compare every row with this one instead of with its controls: the name of a row,
             ``pair/row``, or a cell ``pair/row/s0`` (then at this seed only).
+        held: What the store holds, where it was read already.
 
     Raises:
         UsageError: there is no such row, or the margin is no number above 0.
@@ -54,7 +59,7 @@ def read_leaderboard(
     """
     if not 0 < margin < 100:
         raise UsageError(f"a margin of {margin} points", "give a number above 0, such as 0.3")
-    held = read_held(plan, store)
+    held = held or read_held(plan, store)
     rows = leaderboard_rows(plan, store, margin, held=held)
     if against is not None:
         rows = _against(plan, rows, margin, against)

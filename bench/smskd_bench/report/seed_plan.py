@@ -14,6 +14,7 @@ from smskd.errors import StoreError
 from smskd_bench.config import load_matrix
 from smskd_bench.plan import make_plan
 from smskd_bench.report.grid import Grid, Side, grid_markdown, grid_table
+from smskd_bench.report.reading import read_shown
 from smskd_bench.report.rows import LeaderboardRow, leaderboard_rows
 from smskd_bench.report.tables import WIDE
 from smskd_bench.report.view import select
@@ -87,7 +88,9 @@ def show(request: SeedsRequest, console: Console) -> None:
         SmskdError: the matrix or the store cannot be read, or no comparison has two seeds.
     """
     plan = make_plan(load_matrix(request.matrix), request.only)
-    rows = select(leaderboard_rows(plan, Store.peek(request.store)), request.pair, None)
+    store = Store.peek(request.store)
+    rows = leaderboard_rows(plan, store, held=read_shown(plan, store))
+    rows = select(rows, request.pair, None)
     needs = seed_needs(rows, request.difference, request.power)
     if not needs:
         raise StoreError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from smskd_bench.report.columns import (
     SIGNS,
     STYLES,
     Column,
+    footnote,
     heading,
     human,
     short_verdict,
@@ -83,7 +85,7 @@ def terminal_table(
     """
     view = view or View()
     parts: list[RenderableType] = []
-    signs = False
+    shown: set[str] = set()
     for pair, group in groupby(indented(view.place(rows)), key=lambda p: p.row.pair):
         placed = list(group)
         found = [p.row for p in placed]
@@ -94,7 +96,7 @@ def terminal_table(
             Text(f"{plain(row.row)}: {plain(row.status)}") for row in found if ": " in row.status
         ]
         names = {name for name, _, _ in fitting}
-        signs |= SIGN[0] in names
+        shown |= names
         if left_out := [n for n, _, _ in columns if n not in names and not _signed(n, names)]:
             text = (
                 f"left out here: {', '.join(left_out)}; wider terminals and other formats have it"
@@ -102,8 +104,8 @@ def terminal_table(
             parts.append(Text(text, style="dim"))
         if note := verdict_note(found):
             parts.append(Text(note, style="dim"))
-    parts += [Text(_sign_note(), style="dim")] if signs else []
-    return Group(*parts, *(Text(n, style="dim") for n in (*view.notes, FOOTNOTE)))
+    parts += [Text(_sign_note(), style="dim")] if SIGN[0] in shown else []
+    return Group(*parts, *(Text(n, style="dim") for n in (*view.notes, footnote(shown))))
 
 
 def _sign_note() -> str:
@@ -131,12 +133,12 @@ def _pair_table(pair: str, placed: list[Placed], columns: list[Column]) -> Table
     return table
 
 
-def _cell(placed: Placed, column: Column) -> Text:
+def _cell(placed: Placed, column: Column) -> RenderableType:
     name, _, cell = column
     # As Text: brackets in a name or a reason are no markup.
     text = Text(plain(cell(placed.row)))
-    if name == "row":
-        text = Text("  " * placed.depth) + text
+    if name == "row" and placed.depth:  # padded, so that a folded name stays under itself
+        return Padding(text, (0, 0, 0, 2 * placed.depth))
     verdict = verdict_of(placed.row)
     if name in ("verdict", SIGN[0]) and verdict is not None:
         text.stylize(STYLES[verdict])
@@ -153,29 +155,39 @@ LEAST_TELLING = (
     "epochs",
     "kind",
     "MB",
-    "95 %",
     "kept %",
     "ms p50/p90*/p99*",
+    "95 %",
+    "verdict",
     "status",
     "its 95 %",
+    "n",
+    "to beat",
 )
-"""Left out in this order where the terminal is narrow."""
+"""Left out in this order where the terminal is narrow; of the verdict its sign stays."""
 
 FOLDED = 15
 """Characters that a folded name may be expected to make do with."""
 
 
 def _fitting(columns: list[Column], rows: list[LeaderboardRow], width: int) -> list[Column]:
-    """The columns that fit into ``width`` characters."""
-    kept = list(columns)
+    """The columns that fit into ``width`` characters, as many as do."""
+    out: list[str] = []
     for name in LEAST_TELLING:
-        if _least_width(kept, rows) <= width:
+        if _least_width(_without(columns, out), rows) <= width:
             break
-        kept = [column for column in kept if column[0] != name]
-        if name == "kind":  # before the intervals go, the verdict becomes one character
-            wide = _least_width(kept, rows) > width
-            kept = [SIGN if wide and column[0] == "verdict" else column for column in kept]
-    return kept
+        out.append(name)
+    for name in reversed(out):  # a small one may fit in place of a large one
+        fewer = [other for other in out if other != name]
+        if _least_width(_without(columns, fewer), rows) <= width:
+            out = fewer
+    return _without(columns, out)
+
+
+def _without(columns: list[Column], out: Sequence[str]) -> list[Column]:
+    sign = "verdict" in out
+    kept = [SIGN if sign and column[0] == "verdict" else column for column in columns]
+    return [column for column in kept if column[0] not in out]
 
 
 def _least_width(columns: list[Column], rows: list[LeaderboardRow]) -> int:

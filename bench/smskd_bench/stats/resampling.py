@@ -48,16 +48,21 @@ def bootstrap_interval(values: Sequence[float]) -> Interval | None:
 
 
 def _resampled_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    means: NDArray[np.float64] = values[_resamples(values.size)].mean(axis=1)
+    # One product in place of gathering every value of every resample.
+    means: NDArray[np.float64] = _shares(values.size) @ values
     return means
 
 
-@lru_cache(maxsize=8)
-def _resamples(n: int) -> NDArray[np.int64]:
-    """Which values each resample takes ``(R, n)``."""
+@lru_cache(maxsize=4)
+def _shares(n: int) -> NDArray[np.float64]:
+    """How much of each value is in the mean of each resample ``(R, n)``."""
     if n <= ALL_RESAMPLES:
-        return np.array(list(product(range(n), repeat=n)))
-    return np.random.default_rng(SEED).integers(n, size=(DRAWS, n))
+        taken = np.array(list(product(range(n), repeat=n)))
+    else:
+        taken = np.random.default_rng(SEED).integers(n, size=(DRAWS, n))
+    places = taken + n * np.arange(len(taken))[:, None]
+    counts = np.bincount(places.ravel(), minlength=taken.size).reshape(taken.shape)
+    return counts / n
 
 
 def sign_flip_p(values: Sequence[float]) -> float:
@@ -81,8 +86,16 @@ def sign_flip_p(values: Sequence[float]) -> float:
 
 def _signs(n: int) -> tuple[NDArray[np.float64], bool]:
     """Rows of +1 and -1 ``(R, n)``, and whether they are all there are."""
-    if n <= ALL_SIGNS:
-        bits = (np.arange(1 << n)[:, None] >> np.arange(n)) & 1
-        return (1.0 - 2.0 * bits).astype(np.float64), True
+    return (_all_signs(n), True) if n <= ALL_SIGNS else (_drawn_signs(n), False)
+
+
+@lru_cache(maxsize=4)
+def _all_signs(n: int) -> NDArray[np.float64]:
+    bits = (np.arange(1 << n)[:, None] >> np.arange(n)) & 1
+    return (1.0 - 2.0 * bits).astype(np.float64)
+
+
+@lru_cache(maxsize=4)
+def _drawn_signs(n: int) -> NDArray[np.float64]:
     drawn = np.random.default_rng(SEED).integers(2, size=(DRAWS, n))
-    return (1.0 - 2.0 * drawn).astype(np.float64), False
+    return (1.0 - 2.0 * drawn).astype(np.float64)

@@ -1,0 +1,1 @@
+"""A leaderboard in Weights & Biases: what is sent, who sends it, and the command."""
