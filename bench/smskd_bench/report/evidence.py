@@ -65,15 +65,26 @@ class ClaimState:
 
 
 def claim_states(
-    ledger: Ledger, plan: Plan, store: Store, margin: float = MARGIN
+    ledger: Ledger,
+    plan: Plan,
+    store: Store,
+    margin: float = MARGIN,
+    rows: Sequence[LeaderboardRow] | None = None,
 ) -> list[ClaimState]:
     """What a store says about every claim, as far as one matrix tests it.
+
+    Args:
+        ledger: The claims.
+        plan: The matrix.
+        store: Where the results are.
+        margin: Points of accuracy that count as practically none.
+        rows: The matrix's rows, where they were read already.
 
     Raises:
         ConfigError: a claim names a row that the matrix does not have.
         StoreError: a result cannot be read.
     """
-    rows = leaderboard_rows(plan, store, margin)
+    rows = leaderboard_rows(plan, store, margin) if rows is None else rows
     tests = [(claim, test) for claim in ledger.claims for test in tests_of(claim, plan.matrix)]
     wanted = [(claim, test) for claim, test in tests if claim.expect != "cheap"]
     judged = _judged([test for _, test in wanted], rows, margin)
