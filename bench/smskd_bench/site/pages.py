@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from smskd_bench.report.columns import (
     FOOTNOTE,
@@ -15,7 +15,6 @@ from smskd_bench.report.columns import (
     SIGNS,
     human,
     verdict_note,
-    verdict_words,
 )
 from smskd_bench.site.boards import SiteBoard
 from smskd_bench.site.inline import script_json, visible
@@ -43,7 +42,7 @@ class Pages:
             "signed": lambda value: _fixed(value, "+.2f"),
             "fixed": lambda value, digits=2: _fixed(value, f".{digits}f"),
             "script_json": lambda value: Markup(script_json(value)),  # noqa: S704  # escaped there
-            "verdict_words": verdict_words,
+            "breaks": _breaks,
             "short_verdict": short_verdict,
         }
         self.environment.globals |= {
@@ -82,6 +81,12 @@ def _finalized(value: object) -> object:
     if value is None:
         return ""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _breaks(text: str) -> Markup:
+    """A name that a narrow column breaks after its arrows, not within a word."""
+    breakable = escape(visible(text)).replace("&gt;", Markup("&gt;<wbr>"))
+    return Markup(breakable.replace("+", Markup("+<wbr>")))
 
 
 def _fixed(value: float | None, form: str) -> str:

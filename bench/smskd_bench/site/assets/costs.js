@@ -24,8 +24,14 @@ smskd.costs = {
     const select = document.getElementById("axis");
     const known = [...select.options].map((option) => option.value);
     const wanted = smskd.view.state.axis;
-    select.value = known.includes(wanted) ? wanted : known[0];
+    select.value = known.includes(wanted) ? wanted : smskd.costs.telling(known);
     return select.value;
+  },
+
+  /** Without a choice: latency where students do not differ in parameters, else parameters. */
+  telling(known) {
+    const sizes = new Set(smskd.data.rows.map((row) => row.params));
+    return sizes.size < 2 && known.includes("ms") ? "ms" : known[0];
   },
 
   place() {
@@ -78,12 +84,16 @@ smskd.costs = {
   say(points, front) {
     const named = front.slice(0, 8).map((p) => `${p.name}${p.label ? " " + p.label : ""} (${p.y.toFixed(2)} %)`);
     const more = front.length > 8 ? ` and ${front.length - 8} more` : "";
-    document.getElementById("front").textContent = points.length
+    const alike = points.length > 1 && points.every((p) => p.x === points[0].x);
+    document.getElementById("front").textContent = alike
+      ? "All of these cost the same here."
+      : points.length
       ? `Front, cheapest first: ${named.join(", ")}${more}.`
       : "Nothing to draw here: no row that is shown was measured so.";
   },
 
   make(axis, points, front) {
+    // Annotations on a logarithmic axis are placed by the exponent.
     const { series, text, short, colour } = smskd.plots;
     const pairs = [...new Set(points.map((p) => smskd.data.rows[p.index].pair))];
     const several = pairs.length > 1;
@@ -107,22 +117,17 @@ smskd.costs = {
       line: { shape: "hv", color: colour("quiet"), width: 1.5 },
     });
     const labels = front.slice(-6).map((p) => ({
-      x: smskd.costs.place10(p.x, axis), y: p.y, xanchor: "left", yanchor: "bottom", showarrow: false,
+      x: Math.log10(p.x), y: p.y, xanchor: "left", yanchor: "bottom", showarrow: false,
       text: short(p.label ? `${p.name} ${p.label}` : p.name, 30), font: { size: 12, color: colour("quiet") },
     }));
     const title = smskd.costs.AXES[axis].title;
     return {
       traces,
       layout: {
-        xaxis: { title: { text: title }, type: "log", tickformat: "~s", nticks: 8 },
+        xaxis: { title: { text: title }, ...smskd.plots.logAxis(points.map((p) => p.x)) },
         yaxis: { title: { text: "top-1, %" } },
         annotations: labels,
       },
     };
-  },
-
-  /** Annotations on a logarithmic axis are placed by the exponent. */
-  place10(x) {
-    return Math.log10(x);
   },
 };

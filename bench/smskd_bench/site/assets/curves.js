@@ -15,11 +15,13 @@ smskd.curves = {
     const all = await smskd.curves.loaded;
     const known = rows.filter((index) => all[index]);
     const ends = new Set(known.flatMap((index) => all[index].test[0].slice(0, -1)));
+    const traces = known.flatMap((index, place) => smskd.curves.traces(index, place, all[index]));
+    const from = Math.min(...known.map((index) => all[index].test[0][0] ?? 0)) / 2;
     return {
-      traces: known.flatMap((index, place) => smskd.curves.traces(index, place, all[index])),
+      traces,
       layout: {
         xaxis: { title: { text: "epoch of the whole sequence" }, rangemode: "tozero" },
-        yaxis: { title: { text: "top-1, %" } },
+        yaxis: { title: { text: "top-1, %" }, ...smskd.plots.accuracyRange(traces, from) },
         shapes: [...ends].map((end) => ({
           type: "line", xref: "x", yref: "paper", x0: end + 0.5, x1: end + 0.5, y0: 0, y1: 1,
           line: { color: smskd.plots.colour("quiet"), width: 1, dash: "dot" },
@@ -34,7 +36,7 @@ smskd.curves = {
     const row = smskd.data.rows[index];
     const pair = smskd.data.pairs.length > 1 ? `, ${smskd.data.pairs[row.pair]}` : "";
     const name = row.name + pair;
-    const common = { type: "scatter", legendgroup: String(index), name: short(name, 48) };
+    const common = { type: "scatter", legendgroup: String(index), name: short(name, 36) };
     const hover = text(name) + "<br>epoch %{x}: %{y:.2f} %<extra></extra>";
     return [
       {

@@ -41,27 +41,69 @@ smskd.plots = {
   async redraw(element) {
     await smskd.script(smskd.assets + "plotly.min.js");
     const made = await element.smskdMake();
-    const narrow = element.clientWidth < 560;
-    const layout = smskd.plots.layout(made.layout, narrow);
+    const layout = smskd.plots.layout(made, element.clientWidth);
     await Plotly.react(element, made.traces, layout, { displayModeBar: false, responsive: true });
     element.dataset.drawn = String(made.traces.length);
   },
 
-  layout(own, narrow) {
+  layout({ traces, layout }, width) {
     const { colour } = smskd.plots;
-    const line = colour("line");
-    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
+    const [line, font] = [colour("line"), { size: 12, color: colour("quiet") }];
+    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: font };
+    const titled = (own) => ({ ...axis, ...own, title: { font, standoff: 8, ...own.title } });
     return {
-      ...own,
+      ...layout,
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: "system-ui, sans-serif", size: 13, color: colour("text") },
-      margin: { l: 52, r: 12, t: 28, b: 44 },
+      font: { family: "system-ui, sans-serif", size: 12, color: colour("text") },
+      margin: { l: 56, r: 16, t: 30, b: 48 + smskd.plots.legendHeight(traces, width) },
       hoverlabel: { bgcolor: colour("raised"), bordercolor: line, font: { color: colour("text") } },
-      legend: { orientation: "h", y: narrow ? -0.28 : -0.2, yanchor: "top", x: 0 },
-      xaxis: { ...axis, ...own.xaxis },
-      yaxis: { ...axis, ...own.yaxis },
+      legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0.01, yanchor: "bottom" },
+      xaxis: titled(layout.xaxis),
+      yaxis: titled(layout.yaxis),
     };
+  },
+
+  /** Room below for the legend's lines, as Plotly breaks them: columns as wide as the longest. */
+  legendHeight(traces, width) {
+    const named = traces.filter((trace) => trace.showlegend !== false && trace.name);
+    if (named.length < 2) return 0;
+    const widest = Math.max(...named.map((trace) => 50 + 6.6 * trace.name.length));
+    const columns = Math.max(1, Math.floor((width - 72) / widest));
+    return 20 * Math.ceil(named.length / columns) + 6;
+  },
+
+  /** Ends of an axis of accuracies: from the lowest that matters, so that the ends can be told. */
+  accuracyRange(traces, from) {
+    const late = traces.flatMap((t) => t.y.filter((y, i) => y !== null && t.x[i] >= from));
+    if (!late.length) return {};
+    const [low, high] = [Math.min(...late), Math.max(...late)];
+    const room = Math.max(0.5, 0.06 * (high - low));
+    return { range: [Math.max(-1, low - room), Math.min(101, high + room)] };
+  },
+
+  /** A logarithmic axis with few round ticks: 1, 2 and 5 times powers of ten, or only powers. */
+  logAxis(values) {
+    const known = values.filter((value) => value > 0);
+    if (!known.length) return { type: "log" };
+    const [low, high] = [Math.log10(Math.min(...known)), Math.log10(Math.max(...known))];
+    const room = Math.max(0.08, 0.06 * (high - low));
+    const steps = high - low > 2 ? [1] : high - low > 0.4 ? [1, 2, 5] : [1, 1.2, 1.5, 2, 3, 4, 5, 6, 8];
+    const ticks = [];
+    for (let power = Math.floor(low) - 1; power <= high + 1; power++) {
+      steps.forEach((step) => ticks.push(Number((step * 10 ** power).toPrecision(3))));
+    }
+    const range = [low - room, high + room];
+    const tickvals = ticks.filter((t) => Math.log10(t) >= range[0] && Math.log10(t) <= range[1]);
+    return { type: "log", range, tickvals, ticktext: tickvals.map(smskd.plots.brief) };
+  },
+
+  /** A number with a prefix of its size: 5k, 12M, 0.02. */
+  brief(value) {
+    for (const [size, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+      if (value >= size) return Number((value / size).toPrecision(3)) + unit;
+    }
+    return value >= 1e-3 ? String(value) : value.toExponential(0).replace("e-", "e\u2212");
   },
 
   /** Dotted lines where stages end, with their names. */

@@ -5,13 +5,14 @@ smskd.row = {
   METRICS: { train_top1: "top-1, %", loss: "loss, sum of all terms", lr: "learning rate" },
 
   start() {
-    const { seeds, terms, tcp } = smskd.data;
+    const { seeds, terms, tcp, weights } = smskd.data;
     if (!seeds.length) return;
     const metric = document.getElementById("metric");
     metric.addEventListener("change", smskd.row.curves);
     smskd.row.curves();
     if (Object.keys(terms).length) smskd.row.draw("terms-plot", smskd.row.terms);
     if (Object.keys(tcp).length) smskd.row.draw("tcp-plot", smskd.row.tcp);
+    if (weights["reference/mean_weight"]) smskd.row.draw("weights-plot", smskd.row.weights);
   },
 
   draw(id, make) {
@@ -25,8 +26,10 @@ smskd.row = {
   makeCurves() {
     const metric = document.getElementById("metric").value;
     const traces = smskd.data.seeds.flatMap((seed, place) => smskd.row.ofSeed(seed, place, metric));
-    const scale = metric === "train_top1" ? "linear" : "log";
-    return smskd.row.picture(traces, { title: { text: smskd.row.METRICS[metric] }, type: scale });
+    const { accuracyRange, logAxis } = smskd.plots;
+    const from = smskd.data.stages[0][3] / 2;
+    const axis = metric === "train_top1" ? accuracyRange(traces, from) : logAxis(traces.flatMap((t) => t.y));
+    return smskd.row.picture(traces, { title: { text: smskd.row.METRICS[metric] }, ...axis });
   },
 
   ofSeed(seed, place, metric) {
@@ -59,7 +62,8 @@ smskd.row = {
       line: { color: series(place), width: 1.6, dash: DASHES[Math.floor(place / 6 + place) % 6] },
       hovertemplate: "%{fullData.name}, epoch %{x}: %{y:.4g}<extra></extra>",
     }));
-    return smskd.row.picture(traces, { title: { text: "loss term" }, type: "log", exponentformat: "power" });
+    const axis = smskd.plots.logAxis(traces.flatMap((trace) => trace.y));
+    return smskd.row.picture(traces, { title: { text: "loss term" }, ...axis });
   },
 
   /** A band between two quantiles: the upper one fills down to the lower one. */
@@ -75,20 +79,24 @@ smskd.row = {
   },
 
   tcp() {
-    const { tcp, weights } = smskd.data;
-    const { series } = smskd.plots;
-    const line = (points, name, style) => ({
-      type: "scatter", mode: "lines", x: points[0], y: points[1], name, line: style,
-      hovertemplate: `${name}, epoch %{x}: %{y:.3f}<extra></extra>`,
-    });
+    const { tcp } = smskd.data;
     const traces = [
       ...smskd.row.band("tcp/q0.05", "tcp/q0.95", "5 to 95 %", "26"),
       ...smskd.row.band("tcp/q0.25", "tcp/q0.75", "25 to 75 %", "4d"),
     ];
-    if (tcp["tcp/mean"]) traces.push(line(tcp["tcp/mean"], "mean", { color: series(0), width: 2 }));
-    const weight = weights["reference/mean_weight"];
-    if (weight) traces.push(line(weight, "mean weight", { color: series(1), width: 2, dash: "dash" }));
-    return smskd.row.picture(traces, { title: { text: "probability, weight" }, rangemode: "tozero" });
+    if (tcp["tcp/mean"]) traces.push(smskd.row.mean(tcp["tcp/mean"], "mean", 0));
+    return smskd.row.picture(traces, { title: { text: "probability of the true class" } });
+  },
+
+  weights() {
+    const traces = [smskd.row.mean(smskd.data.weights["reference/mean_weight"], "mean weight", 1)];
+    return smskd.row.picture(traces, { title: { text: "mean weight" }, rangemode: "tozero" });
+  },
+
+  mean([x, y], name, place) {
+    const hovertemplate = `${name}, epoch %{x}: %{y:.4g}<extra></extra>`;
+    const line = { color: smskd.plots.series(place), width: 2 };
+    return { type: "scatter", mode: "lines", x, y, name, line, hovertemplate };
   },
 
   picture(traces, yaxis) {

@@ -3,7 +3,7 @@
 
 smskd.view = {
   /** What an address may say, with what holds where it does not. */
-  defaults: { pair: "", method: "", verdict: "", q: "", sort: "", axis: "params", target: "" },
+  defaults: { pair: "", method: "", verdict: "", q: "", sort: "", axis: "", target: "" },
   state: {},
   listeners: [],
 
