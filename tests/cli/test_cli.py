@@ -28,6 +28,7 @@ COMMANDS = [
     "run",
     "status",
     "leaderboard",
+    "report",
     "verify",
     "gc",
     "migrate",
@@ -52,6 +53,9 @@ HEAVY = [
     "yaml",
     "sklearn",
     "submitit",
+    "jinja2",
+    "plotly",
+    "matplotlib",
 ]
 
 
@@ -179,6 +183,7 @@ FROZEN = {
         ("--sort", None, "accuracy"), ("--against", None, None), ("--margin", None, None), ("--watch", None, False), ("--out", None, None),
         ("--force", None, False),
     ],
+    "report": [("--html", None, "required"), ("--matrix", None, None), STORE, ("--margin", None, None), ("--force", None, False)],
     "seeds": [MATRIX, STORE, ONLY, ("--difference", None, "required"), ("--power", None, None), ("--pair", None, None), FORMAT],
     "claims": [MATRIX, STORE, ("--published", None, False), ("--claims", None, None), ("--margin", None, None), FORMAT, ("--all", None, False)],
     "list": [("kind", None, "required")],

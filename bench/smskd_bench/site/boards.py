@@ -80,5 +80,3 @@ class RecordShelf:
             {"epoch": epoch, **row} for epoch, row in thinned(record.get("history"))
         ]
         return {**record, "history": history}
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +42,14 @@ class StageChange:
 
 
 def stage_changes(
-    plan: Plan, cell: Cell, records: dict[str, Record], methods: list[str]
+    plan: Plan, cell: Cell, records: Mapping[str, Record], methods: list[str]
 ) -> list[StageChange]:
     """Each stage of a cell that is done.
 
     Counts follow from the recorded percentages, which are of a known number of test images.
     """
-    found, before = [], None
+    found: list[StageChange] = []
+    before: float | None = None
     for key, name in zip(cell.stages, methods, strict=True):
         record, spec = records.get(key), plan.nodes[key]
         if record is None:

@@ -1,4 +1,4 @@
-"""The page's pictures as PNG and SVG, for papers: text stays text, equal numbers give equal bytes."""
+"""The page's pictures as PNG and SVG, for papers: text stays text."""
 
 from __future__ import annotations
 
@@ -178,9 +178,7 @@ def _heat(one: HeatMap) -> Any:
     size = 1.2 + 0.75 * max(len(one.firsts), len(one.seconds))
     figure, axes = _axes(max(5.0, size + 1.5), max(3.2, size), f"{one.pair}, {held} reference")
     axes.grid(visible=False)
-    means = [
-        [_mean_or_nan(one, first, second) for second in one.seconds] for first in one.firsts
-    ]
+    means = [[_mean_or_nan(one, first, second) for second in one.seconds] for first in one.firsts]
     image = axes.imshow(means, cmap="cividis")
     figure.colorbar(image, ax=axes, label="test top-1, %")
     axes.set_xticks(range(len(one.seconds)), map(_short, one.seconds), parse_math=False)

@@ -55,8 +55,7 @@ def _check_ours(folder: Path, force: bool) -> None:
     if foreign := sorted(_content(folder) - ours):
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise StoreError(
-            f"{folder} holds files that this command did not write: "
-            f"{', '.join(foreign[:3])}{more}",
+            f"{folder} holds files that this command did not write: {', '.join(foreign[:3])}{more}",
             "move them elsewhere, or name another folder",
         )
     if not force:

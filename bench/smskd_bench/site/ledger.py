@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from smskd.errors import SmskdError
 from smskd_bench.claims import load_claims
 from smskd_bench.plan import Plan
-from smskd_bench.report.claim_board import published_grid, evidence_cells
+from smskd_bench.report.claim_board import evidence_cells, published_grid
 from smskd_bench.report.evidence import ClaimState, claim_states
 from smskd_bench.report.grid import Grid
 from smskd_bench.report.published_comparison import PublishedComparison, compare_published
@@ -87,9 +87,7 @@ def _entry(state: ClaimState) -> ClaimEntry:
     return ClaimEntry(claim.id, claim.claim, claim.source, state.state, tests)
 
 
-def _published(
-    plan: Plan, rows: Sequence[LeaderboardRow]
-) -> tuple[list[PublishedComparison], str]:
+def _published(plan: Plan, rows: Sequence[LeaderboardRow]) -> tuple[list[PublishedComparison], str]:
     try:
         found = compare_published(plan, rows)
     except SmskdError as error:

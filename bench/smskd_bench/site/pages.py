@@ -22,6 +22,15 @@ from smskd_bench.site.row_data import KEY_DIGITS, RowData
 from smskd_bench.site.table import TableRow, short_verdict
 from smskd_bench.stats.comparing import WORDS
 
+KINDS = {
+    "student": "Plain training, without a teacher",
+    "single": "One method, one stage",
+    "joint": "Several methods in one stage",
+    "staged": "Stages one after another, without reference",
+    "smskd": "Stages with the frozen student of the stage before as reference (smskd)",
+}
+"""Kinds of rows, in a sentence."""
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -41,7 +50,7 @@ class Pages:
             "human": human,
             "signed": lambda value: _fixed(value, "+.2f"),
             "fixed": lambda value, digits=2: _fixed(value, f".{digits}f"),
-            "script_json": lambda value: Markup(script_json(value)),  # noqa: S704  # escaped there
+            "script_json": lambda value: Markup(script_json(value)),  # escaped there
             "breaks": _breaks,
             "short_verdict": short_verdict,
         }
@@ -49,6 +58,7 @@ class Pages:
             "version": version,
             "boards": boards,
             "PM": PM,
+            "KINDS": KINDS,
             "WORDS": WORDS,
             "SIGNS": SIGNS,
             "FOOTNOTE": FOOTNOTE,

@@ -151,13 +151,18 @@ def _settings(spec: StageSpec) -> Iterator[tuple[str, str]]:
     training = spec.training
     optimizer, schedule = training.optimizer, training.schedule
     yield "epochs", f"{training.epochs}, after {spec.first_epoch}"
-    yield "optimiser", (
-        f"SGD, rate {optimizer.lr:g}, momentum {optimizer.momentum:g}, "
-        f"weight decay {optimizer.weight_decay:g}{', nesterov' if optimizer.nesterov else ''}"
+    yield (
+        "optimiser",
+        (
+            f"SGD, rate {optimizer.lr:g}, momentum {optimizer.momentum:g}, "
+            f"weight decay {optimizer.weight_decay:g}{', nesterov' if optimizer.nesterov else ''}"
+        ),
     )
     drops = ", ".join(f"{round(m * training.epochs)}" for m in schedule.milestones)
-    yield "schedule", f"{schedule.kind}, from {schedule.start:g} x rate" + (
-        f", x {schedule.gamma:g} after epoch {drops}" if drops else ""
+    yield (
+        "schedule",
+        f"{schedule.kind}, from {schedule.start:g} x rate"
+        + (f", x {schedule.gamma:g} after epoch {drops}" if drops else ""),
     )
     yield "batch, precision", f"{training.batch_size}, {training.precision}"
     yield "carried on", f"{training.carry} weights; start {training.init}"
@@ -259,9 +264,7 @@ def _line(*words: str) -> str:
     return shlex.join(["smskd-bench", *words])
 
 
-def _links(
-    cells: Sequence[Cell], records: Mapping[str, Record]
-) -> Iterator[tuple[str, str]]:
+def _links(cells: Sequence[Cell], records: Mapping[str, Record]) -> Iterator[tuple[str, str]]:
     """Addresses that records name; only of the kind that a browser may be sent to."""
     for cell in cells:
         for number, key in enumerate(cell.stages, start=1):

@@ -100,7 +100,8 @@ HEADINGS = (
     Heading("control", "to beat", "The strongest of the row's controls", False, minor=True),
     Heading("difference", "difference", "Points more than the control, paired by seed; below it "
             "its 95 % interval"),
-    Heading("verdict", "verdict", "Corrected for all comparisons of the pair's table", False, minor=True),
+    Heading("verdict", "verdict", "Corrected for all comparisons of the pair's table", False,
+            minor=True),
     Heading("kept", "kept %", "Of the test images the stage before had right, percent still right",
             minor=True),
     Heading("epochs", "epochs", "Epochs of all stages", minor=True),

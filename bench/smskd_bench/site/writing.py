@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from smskd._version import __version__
-from smskd_bench.report.tables import RENDERERS, View, render
+from smskd_bench.report.tables import View, render
+from smskd_bench.report.text_forms import RENDERERS
 from smskd_bench.site.boards import RecordShelf, SiteBoard
 from smskd_bench.site.curves import SeedCurve, columns, mean_points, mean_series
 from smskd_bench.site.figures import Figures

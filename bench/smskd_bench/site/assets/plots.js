@@ -42,6 +42,9 @@ smskd.plots = {
     await smskd.script(smskd.assets + "plotly.min.js");
     const made = await element.smskdMake();
     const layout = smskd.plots.layout(made, element.clientWidth);
+    // The legend has room of its own, so that many names do not leave the picture flat.
+    element.smskdHeight ??= element.clientHeight;
+    element.style.height = `${element.smskdHeight + layout.legend.maxheight}px`;
     await Plotly.react(element, made.traces, layout, { displayModeBar: false, responsive: true });
     element.dataset.drawn = String(made.traces.length);
   },
@@ -50,15 +53,16 @@ smskd.plots = {
     const { colour } = smskd.plots;
     const [line, font] = [colour("line"), { size: 12, color: colour("quiet") }];
     const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, tickfont: font };
+    const legend = smskd.plots.legendHeight(traces, width);
     const titled = (own) => ({ ...axis, ...own, title: { font, standoff: 8, ...own.title } });
     return {
       ...layout,
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: colour("text") },
-      margin: { l: 56, r: 16, t: 30, b: 48 + smskd.plots.legendHeight(traces, width) },
+      margin: { l: 56, r: 16, t: 30, b: 48 + legend },
       hoverlabel: { bgcolor: colour("raised"), bordercolor: line, font: { color: colour("text") } },
-      legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0.01, yanchor: "bottom" },
+      legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0.01, yanchor: "bottom", maxheight: legend },
       xaxis: titled(layout.xaxis),
       yaxis: titled(layout.yaxis),
     };
@@ -67,8 +71,8 @@ smskd.plots = {
   /** Room below for the legend's lines, as Plotly breaks them: columns as wide as the longest. */
   legendHeight(traces, width) {
     const named = traces.filter((trace) => trace.showlegend !== false && trace.name);
-    if (named.length < 2) return 0;
-    const widest = Math.max(...named.map((trace) => 50 + 6.6 * trace.name.length));
+    if (named.length < 2) return 2;
+    const widest = Math.max(...named.map((trace) => 48 + 6.3 * trace.name.length));
     const columns = Math.max(1, Math.floor((width - 72) / widest));
     return 20 * Math.ceil(named.length / columns) + 6;
   },
