@@ -55,7 +55,8 @@ def heat_maps(plan: Plan, rows: Sequence[LeaderboardRow]) -> list[HeatMap]:
             place = ("+".join(section.stages[0].method), "+".join(section.stages[1].method))
             one = found.setdefault((row.pair, reference), {})
             one.setdefault(place, HeatCell(row.row, row.mean))
-    return [_map(*key, one) for key, one in found.items() if len(one) > 1]
+    kinds = ((pair.name, held) for pair in plan.matrix.pairs for held in (True, False))
+    return [_map(*kind, found[kind]) for kind in kinds if len(found.get(kind, ())) > 1]
 
 
 def _reference(plan: Plan, cell: Cell, section: RowSection) -> bool | None:
