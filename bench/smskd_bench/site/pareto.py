@@ -31,7 +31,7 @@ def _point(index: int, place: int, export: ExportedNumbers) -> dict[str, Any]:
         "row": index,
         "place": place,
         "label": visible(export.label),
-        "top1": number(export.top1),
+        "top1": number(export.top1, 8),
         "ms": number(export.p50_ms),
         "mj": number(export.gross_mj),
         "mb": number(export.size_mb),

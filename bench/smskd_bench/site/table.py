@@ -159,7 +159,7 @@ def table_data(rows: Sequence[TableRow], headings: Sequence[Heading]) -> dict[st
             "methods": [visible(name) for name in row.row.methods],
             "text": _search_text(row),
             "verdict": row.verdict,
-            "top1": number(row.row.mean),
+            "top1": row.row.mean,
             "params": row.row.parameters,
             "macs": row.row.macs,
             "sort": [row.cells[heading.id].value for heading in headings],

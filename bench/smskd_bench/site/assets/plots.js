@@ -62,7 +62,7 @@ smskd.plots = {
       font: { family: "system-ui, sans-serif", size: 12, color: colour("text") },
       margin: { l: 56, r: 16, t: 30, b: 48 + legend },
       hoverlabel: { bgcolor: colour("raised"), bordercolor: line, font: { color: colour("text") } },
-      legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0.01, yanchor: "bottom", maxheight: legend },
+      legend: { orientation: "h", x: 0, xanchor: "left", yref: "container", y: 0.01, yanchor: "bottom", maxheight: legend + 8 },
       xaxis: titled(layout.xaxis),
       yaxis: titled(layout.yaxis),
     };
@@ -72,9 +72,9 @@ smskd.plots = {
   legendHeight(traces, width) {
     const named = traces.filter((trace) => trace.showlegend !== false && trace.name);
     if (named.length < 2) return 2;
-    const widest = Math.max(...named.map((trace) => 48 + 6.3 * trace.name.length));
+    const widest = Math.max(...named.map((trace) => 52 + 6.6 * trace.name.length));
     const columns = Math.max(1, Math.floor((width - 72) / widest));
-    return 20 * Math.ceil(named.length / columns) + 6;
+    return 22 * Math.ceil(named.length / columns) + 8;
   },
 
   /** Ends of an axis of accuracies: from the lowest that matters, so that the ends can be told. */
