@@ -295,6 +295,7 @@ def hostile_document():
     document["rows"] += [
         {"name": HOSTILE, "stages": ["fitnet", "kd" + HOSTILE], "note": HOSTILE},
         {"name": HOSTILE + "2", "stages": ["fitnet", "kd"], "controls": [HOSTILE]},
+        {"name": "turned \u202e round", "stages": ["kd", "kd"], "note": "\u202e\x07"},
     ]
     return document
 

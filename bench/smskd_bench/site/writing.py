@@ -62,7 +62,8 @@ class Writer:
             self._text("index.html", self.pages.overview(self.boards))
 
     def _text(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text, encoding="utf-8")
+        # Paths and names may hold what is no Unicode text.
+        (self.folder / name).write_text(text, encoding="utf-8", errors="replace")
 
     def _write_assets(self) -> None:
         from plotly.offline import get_plotlyjs

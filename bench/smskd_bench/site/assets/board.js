@@ -57,7 +57,7 @@ smskd.board = {
     smskd.board.later = setTimeout(() => {
       smskd.costs.update();
       smskd.curves.update();
-    }, 120);
+    }, 200);
   },
 };
 

@@ -36,18 +36,4 @@ const smskd = {
     const value = new Promise((done) => smskd.waiting.push(done));
     return smskd.script(address).then(() => value);
   },
-
-  /** Call once an element comes near to what is seen. */
-  whenNear(element, call) {
-    const watcher = new IntersectionObserver(
-      (entries) => {
-        if (entries.some((entry) => entry.isIntersecting)) {
-          watcher.disconnect();
-          call();
-        }
-      },
-      { rootMargin: "300px" },
-    );
-    watcher.observe(element);
-  },
 };

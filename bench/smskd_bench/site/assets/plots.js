@@ -1,10 +1,9 @@
-// Drawing with Plotly, which is loaded when the first picture comes near; colours of the theme.
+// Drawing with Plotly, which is loaded when the first picture comes into view; colours of the theme.
 "use strict";
 
 smskd.plots = {
   DASHES: ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"],
   SYMBOLS: ["circle", "square", "diamond", "triangle-up", "cross", "star"],
-  redraws: [],
 
   /** A colour of the style sheet. */
   colour(name) {
@@ -24,21 +23,29 @@ smskd.plots = {
     return smskd.plots.text(name.length > most ? name.slice(0, most - 3) + "..." : name);
   },
 
-  /** Draw now if the picture is near, else when it comes near; again when the theme changes. */
+  /**
+   * Draw now if the picture is seen, else when it comes into view: drawing 2,000 points takes longer
+   * than filtering them, and must not be in the way of whoever filters further up.
+   */
   draw(element, make) {
-    const first = !element.smskdMake;
     element.smskdMake = make;
-    if (first) smskd.whenNear(element, () => smskd.plots.begin(element));
-    else if (element.smskdNear) smskd.plots.redraw(element);
+    element.smskdStale = true;
+    if (element.smskdSeen) smskd.plots.redraw(element);
+    else if (element.smskdSeen === undefined) smskd.plots.watch(element);
   },
 
-  begin(element) {
-    element.smskdNear = true;
-    document.addEventListener("smskd-theme", () => smskd.plots.redraw(element));
-    smskd.plots.redraw(element);
+  watch(element) {
+    element.smskdSeen = false;
+    const look = (entries) => {
+      element.smskdSeen = entries.at(-1).isIntersecting;
+      if (element.smskdSeen && element.smskdStale) smskd.plots.redraw(element);
+    };
+    new IntersectionObserver(look, { rootMargin: "100px" }).observe(element);
+    document.addEventListener("smskd-theme", () => smskd.plots.draw(element, element.smskdMake));
   },
 
   async redraw(element) {
+    element.smskdStale = false;
     await smskd.script(smskd.assets + "plotly.min.js");
     const made = await element.smskdMake();
     const layout = smskd.plots.layout(made, element.clientWidth);

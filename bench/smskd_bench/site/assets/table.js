@@ -1,9 +1,9 @@
-// Sorts and filters the table. All rows come with the page; only those that are shown, at most a
-// hundred unless all are asked for, stay in the document, so that 2,000 rows answer at once.
+// Sorts and filters the table. All rows come with the page; only those that are shown, at most
+// fifty unless all are asked for, stay in the document, so that 2,000 rows answer at once.
 "use strict";
 
 smskd.table = {
-  PAGE: 100,
+  PAGE: 50,
   everything: false,
   /** Indices of the rows that the filters leave, in order. */
   shown: [],
