@@ -51,6 +51,8 @@ FILTERS = (
 SORTED = (3, 1)
 """Columns that are sorted by: a number, a name."""
 
+LOOK_AT = "place => document.getElementById(place).scrollIntoView({ behavior: 'instant' })"
+
 PAUSE_MS = 700
 """Between two changes, as a reader makes them; pictures are drawn again 200 ms after one."""
 
@@ -111,9 +113,7 @@ def _open(started: Any, page: Path, times: SiteTimes) -> None:
     ready = "performance.timing.domContentLoadedEventEnd - performance.timing.navigationStart"
     times.add("table answers", opened.evaluate(ready))
     for place in ("cost", "curves", "rows"):  # a reader who looked at the pictures first
-        opened.evaluate(
-            f"document.getElementById('{place}').scrollIntoView({{behavior: 'instant'}})"
-        )
+        opened.evaluate(LOOK_AT, place)
         opened.wait_for_timeout(2500)
     for name, place, value in FILTERS:
         times.add(f"filter: {name}", opened.evaluate(ANSWER, [place, value]))
@@ -131,7 +131,8 @@ def page(found: SiteTimes, environment: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             f"{found.rows:,} rows from {found.stage_runs:,} results with histories of "
-            f"{found.epochs} epochs: made in {found.build_s:.0f} s ({found.build_cpu_s:.0f} s of a processor), {found.size_mb:.0f} MB in all, "
+            f"{found.epochs} epochs: made in {found.build_s:.0f} s ({found.build_cpu_s:.0f} s of "
+            f"a processor), {found.size_mb:.0f} MB in all, "
             f"the board's page {found.page_kb:,.0f} kB. Milliseconds, median (least to most) of "
             f"{len(found.opened['first paint'])} times opened.",
             grid(("what", "ms", "goal", ""), rows),

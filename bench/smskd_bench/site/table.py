@@ -19,7 +19,7 @@ from smskd_bench.report.columns import (
 from smskd_bench.report.exported import ExportedNumbers, shown_export
 from smskd_bench.report.rows import LeaderboardRow
 from smskd_bench.report.view import ranks
-from smskd_bench.site.inline import number, visible
+from smskd_bench.site.inline import visible
 from smskd_bench.site.names import row_file
 from smskd_bench.site.scales import Bar, difference_bars, interval_bars
 from smskd_bench.stats.comparing import WORDS, Verdict
