@@ -258,6 +258,24 @@ def test_costs_and_their_front(opened, made):
     assert "axis=params" in page.evaluate("location.hash")
 
 
+def test_many_rows_come_in_parts(chromium, tmp_path):
+    rows = [{"name": f"row {i}", "stages": ["kd"]} for i in range(40)]
+    matrix, _, store = made_store(tmp_path, {**DOCUMENT, "rows": rows}, [r["name"] for r in rows])
+    make_site(tmp_path / "site", matrix, store)
+    opened = Opened(chromium, tmp_path / "site")
+    page = opened.go()
+    assert len(opened.rows()) == 50
+    assert page.locator("#count").inner_text() == "80 rows, the first 50 are shown"
+    page.click("#more-button")
+    assert len(opened.rows()) == 80
+    page.fill("#q", "row 3")
+    assert len(opened.rows()) == 2 * 13  # 3, 13, 23, 30 to 39
+    assert not page.locator("#more").is_visible()
+    opened.drawn()
+    opened.quiet()
+    opened.context.close()
+
+
 def test_heat_maps_show_one_pair(opened, made):
     page = opened.go()
     pairs = list(dict.fromkeys(row.pair for row in made[1].rows))

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from command import Bench, kill, wait_for
 from made_site import DOCUMENT, fill, made_store, make_site, write_matrix
 from smskd_bench.config import load_matrix
 from smskd_bench.plan import make_plan
@@ -31,6 +32,9 @@ from smskd.errors import ConfigError, StoreError
 HOSTILE = (
     '<script>hit()</script>"onmouseover=hit() x="</script><!--[a](javascript:hit())&amp;`**b**'
 )
+
+
+ONE_PAIR = {**DOCUMENT, "pairs": DOCUMENT["pairs"][:1]}
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +207,7 @@ def test_the_table_sorts_by_numbers_and_leaves_quiet_columns_out(made):
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path):
-    matrix, plan, store = made_store(tmp_path, {**DOCUMENT, "seeds": [0]})
+    matrix, plan, store = made_store(tmp_path, {**ONE_PAIR, "seeds": [0]})
     rows = table_rows(1, read_leaderboard(plan, store).rows)
     assert all(row.cells["top1"].more == "" for row in rows)
     compared = [row for row in rows if row.row.versus]
@@ -289,13 +293,13 @@ def test_equal_stores_give_equal_sites(made, site, tmp_path):
 
 
 def hostile_document():
-    document = copy.deepcopy(DOCUMENT)
+    document = copy.deepcopy(ONE_PAIR)
     document["name"] = document["description"] = HOSTILE
     document["methods"] = {"kd" + HOSTILE: {"method": "kd", "settings": {"temperature": 2.0}}}
     document["rows"] += [
         {"name": HOSTILE, "stages": ["fitnet", "kd" + HOSTILE], "note": HOSTILE},
         {"name": HOSTILE + "2", "stages": ["fitnet", "kd"], "controls": [HOSTILE]},
-        {"name": "turned \u202e round", "stages": ["kd", "kd"], "note": "\u202e\x07"},
+        {"name": "kd>kd held", "stages": ["kd", "kd"], "note": "\u202e\x07"},
     ]
     return document
 
@@ -323,7 +327,7 @@ def test_names_are_text_whatever_they_hold(tmp_path):
 
 
 def test_unfinished_failed_and_empty_stores_give_a_page(tmp_path):
-    matrix = write_matrix(tmp_path, DOCUMENT)
+    matrix = write_matrix(tmp_path, ONE_PAIR)
     plan, store = make_plan(load_matrix(matrix)), Store.open(tmp_path / "store")
     make_site(tmp_path / "empty", matrix, store)
     assert "No row has a result yet" in (tmp_path / "empty/index.html").read_text()
@@ -358,7 +362,7 @@ def test_a_damaged_or_half_migrated_store_gives_one_message_and_no_page(made, tm
 
 def test_several_matrices_give_a_page_that_leads_to_them(made, tmp_path):
     matrix, _, store = made
-    other = write_matrix(tmp_path / "other", {**DOCUMENT, "rows": [["kd"]], "name": "made"})
+    other = write_matrix(tmp_path / "other", {**ONE_PAIR, "rows": [["kd"]], "name": "made"})
     request = command.SiteRequest(tmp_path / "site", (matrix, other), store.root)
     boards = command.read_boards(request)
     assert len({board.page for board in boards}) == 2
@@ -453,6 +457,20 @@ def test_a_kill_between_the_two_renames_is_mended(tmp_path):
     with pytest.raises(StoreError, match="there already"):
         small_site(target)
     assert (target / "index.html").read_text() == "old"
+
+
+def test_a_kill_while_it_is_written_leaves_no_site(made, tmp_path):
+    matrix, _, store = made
+    bench = Bench(tmp_path)
+    words = ("report", "--html", tmp_path / "site", "--matrix", matrix, "--store", store.root)
+    process = bench.start(*words)
+    wait_for(lambda: any(tmp_path.glob(".site.partial-*/rows/*.html")), process)
+    kill(process)
+    assert not (tmp_path / "site").exists()
+    assert "rows of 1 board" in bench(*words).out
+    done = bench(*words, expect=3)
+    assert "add --force to replace it" in done.err
+    assert done.out == ""
 
 
 def test_leftovers_of_kills_go_when_they_are_old(tmp_path):
