@@ -54,11 +54,7 @@ class LedgerPart:
 def read_ledger(
     plan: Plan, store: Store, rows: Sequence[LeaderboardRow], margin: float
 ) -> LedgerPart:
-    """What the store says about claims and published numbers.
-
-    Raises:
-        StoreError: a result cannot be read.
-    """
+    """What the store says about claims and published numbers, or why it says nothing."""
     claims_problem, entries = "", []
     try:
         entries = [_entry(s) for s in claim_states(load_claims(), plan, store, margin, rows)]
