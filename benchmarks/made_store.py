@@ -72,15 +72,21 @@ def matrix_document(seeds: int) -> dict[str, Any]:
     }
 
 
-def make(folder: Path, seeds: int) -> Made:
-    """Write the matrix, and the store unless ``folder`` has it already."""
+def make(folder: Path, seeds: int, epochs: int | None = None) -> Made:
+    """Write the matrix, and the store unless ``folder`` has it already.
+
+    Args:
+        folder: Where to.
+        seeds: Of the matrix; each stands for 2,000 cells.
+        epochs: Length of every history; None keeps the one epoch that is really trained.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     matrix, root = folder / "matrix.yaml", folder / "store"
     matrix.write_text(yaml.safe_dump(matrix_document(seeds), sort_keys=False), encoding="utf-8")
     plan, store = make_plan(load_matrix(matrix)), Store.open(root)
     model = _real_result(folder)
     if len(store.folders()) < len(plan.nodes):
-        _fill(plan, store, model)
+        _fill(plan, store, _longer(model, epochs))
     size = (store.folder(next(iter(plan.nodes))) / RESULT).stat().st_size
     return Made(matrix, root, folder / "empty", len(plan.cells), len(plan.nodes), size)
 
@@ -100,6 +106,14 @@ def _real_result(folder: Path) -> Record:
     result = store.result(cell.stages[-1])
     assert result is not None
     return result
+
+
+def _longer(model: Record, epochs: int | None) -> Record:
+    """The result with its last epoch repeated."""
+    if epochs is None:
+        return model
+    last = model["history"][-1]
+    return {**model, "history": [{**last, "epoch": epoch} for epoch in range(1, epochs + 1)]}
 
 
 def _fill(plan: Plan, store: Store, model: Record) -> None:

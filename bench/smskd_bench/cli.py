@@ -268,6 +268,26 @@ def _not_without_publish(ctx: click.Context) -> None:
 
 
 @main.command()
+@click.option(
+    "--html", type=_FOLDER, required=True, help="Folder to write; its index.html opens from disk."
+)
+@click.option(
+    "--matrix", "matrices", type=_FILE, multiple=True,
+    default=[Path("leaderboards/quickstart.yaml")], show_default="leaderboards/quickstart.yaml",
+    help="Matrix file; may be repeated, for a site of several boards.",
+)  # fmt: skip
+@store_option
+@margin_option
+@click.option("--force", is_flag=True, help="Replace a site that is there.")
+def report(**options: Any) -> None:
+    """Write a web page of boards, rows, claims and pictures, from the store alone."""
+    from smskd_bench.site import command
+    from smskd_bench.terminal import Terminal
+
+    command.build(command.SiteRequest(**options), Terminal(), Terminal(stderr=True))
+
+
+@main.command()
 @click.argument("cell")
 @matrix_option
 @store_option

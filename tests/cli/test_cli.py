@@ -28,6 +28,7 @@ COMMANDS = [
     "run",
     "status",
     "leaderboard",
+    "report",
     "verify",
     "gc",
     "migrate",
@@ -52,6 +53,9 @@ HEAVY = [
     "yaml",
     "sklearn",
     "submitit",
+    "jinja2",
+    "plotly",
+    "matplotlib",
 ]
 
 
@@ -180,6 +184,7 @@ FROZEN = {
         ("--force", None, False), ("--publish", None, None), PROJECT, ("--entity", "WANDB_ENTITY", None), ("--offline", None, False),
         ("--weights", None, False),
     ],
+    "report": [("--html", None, "required"), ("--matrix", None, None), STORE, ("--margin", None, None), ("--force", None, False)],
     "seeds": [MATRIX, STORE, ONLY, ("--difference", None, "required"), ("--power", None, None), ("--pair", None, None), FORMAT],
     "claims": [MATRIX, STORE, ("--published", None, False), ("--claims", None, None), ("--margin", None, None), FORMAT, ("--all", None, False)],
     "list": [("kind", None, "required")],

@@ -50,7 +50,7 @@ def test_the_wheel_holds_three_packages_and_their_data(wheel):
         "smskd_export": "export/smskd_export",
     }
     for package, folder in folders.items():
-        for suffix in ("py", "yaml"):
+        for suffix in ("py", "yaml", "js", "css", "txt", "j2"):
             ours = (ROOT / folder).rglob(f"*.{suffix}")
             wanted = {f"{package}/{path.relative_to(ROOT / folder).as_posix()}" for path in ours}
             assert wanted <= files, wanted - files

@@ -62,7 +62,8 @@ def show(request: ClaimsRequest, console: Console) -> None:
     if ledger is None:
         _show_published(request, plan, store, console)
         return
-    states = claim_states(ledger, plan, store, request.margin, read_shown(plan, store))
+    rows = leaderboard_rows(plan, store, request.margin, held=read_shown(plan, store))
+    states = claim_states(ledger, plan, store, request.margin, rows)
     if not any(state.evidence for state in states):
         raise ConfigError(
             f"no claim names rows of the matrix {plan.matrix.name}",
@@ -106,11 +107,12 @@ def claim_grid(states: Sequence[ClaimState], matrix: str) -> Grid:
             lines.append((text, state.state, *("-",) * 7))
         for number, evidence in enumerate(state.evidence):
             head = ("", "") if number else (text, state.state)
-            lines.append((*head, *_test_cells(evidence)))
+            lines.append((*head, *evidence_cells(evidence)))
     return Grid(CLAIM_HEADS, tuple(lines), f"claims, by {matrix}", tuple(STYLES.items()))
 
 
-def _test_cells(evidence: Evidence) -> tuple[str, ...]:
+def evidence_cells(evidence: Evidence) -> tuple[str, ...]:
+    """Row, control, n, difference, interval, verdict, and what it says for the claim."""
     test = evidence.test
     pairs = f", {len(evidence.pairs)} pairs" if len(evidence.pairs) > 1 else ""
     control = f"{test.control} ({test.asks}{pairs})" if test.asks else f"{test.control}{pairs}"

@@ -28,14 +28,16 @@ SHORT: dict[Verdict, str] = {
 STYLES: dict[Verdict, str] = {"better": "green", "worse": "red", "equal": "cyan", "open": "dim"}
 
 
-def _spread(mean: float | None, std: float | None, sign: str = "") -> str:
+def spread(mean: float | None, std: float | None, sign: str = "") -> str:
+    """Mean and standard deviation, to hundredths."""
     if mean is None:
         return "-"
     # Rounded first, and 0 added: there is no -0.00.
     return f"{round(mean, 2) + 0.0:{sign}.2f}" + (f" {PM} {std:.2f}" if std is not None else "")
 
 
-def _interval(row: LeaderboardRow) -> str:
+def interval_words(row: LeaderboardRow) -> str:
+    """The 95 percent interval of the mean."""
     if row.interval is None:
         return "-"
     # Accuracies end at 0 and 100; a t interval of few seeds does not know that.
@@ -43,21 +45,24 @@ def _interval(row: LeaderboardRow) -> str:
     return f"{low:.2f} to {high:.2f}"
 
 
-def _versus(row: LeaderboardRow) -> str:
+def versus_words(row: LeaderboardRow) -> str:
+    """The difference with its standard deviation, and its seeds where they are fewer."""
     if row.versus is None:
         return "-"
     fewer = f" (n {row.versus.n})" if row.versus.n < len(row.top1) else ""
-    return _spread(row.versus.difference, row.versus.std, "+") + fewer
+    return spread(row.versus.difference, row.versus.std, "+") + fewer
 
 
-def _versus_interval(row: LeaderboardRow) -> str:
+def versus_interval_words(row: LeaderboardRow) -> str:
+    """The 95 percent interval of the difference."""
     versus = row.versus
     if versus is None or versus.low is None or versus.high is None:
         return "-"
     return f"{versus.low:+.2f} to {versus.high:+.2f}"
 
 
-def _control(row: LeaderboardRow) -> str:
+def control_words(row: LeaderboardRow) -> str:
+    """The control that it is compared with, or those that it should be."""
     return row.versus.control if row.versus else ", ".join(row.controls) or "-"
 
 
@@ -112,13 +117,13 @@ def _target(row: LeaderboardRow) -> str:
 COLUMNS: tuple[Column, ...] = (
     ("row", "left", lambda row: row.row),
     ("kind", "left", lambda row: row.kind),
-    ("top-1 %", "right", lambda row: _spread(row.mean, row.std)),
-    ("95 %", "right", _interval),
+    ("top-1 %", "right", lambda row: spread(row.mean, row.std)),
+    ("95 %", "right", interval_words),
     ("n", "right", lambda row: str(len(row.top1))),
     ("epochs", "right", lambda row: str(row.epochs)),
-    ("to beat", "left", _control),
-    ("difference", "right", _versus),
-    ("its 95 %", "right", _versus_interval),
+    ("to beat", "left", control_words),
+    ("difference", "right", versus_words),
+    ("its 95 %", "right", versus_interval_words),
     ("verdict", "left", _verdict),
     ("kept %", "right", _kept),
     ("params", "right", lambda row: human(row.parameters)),

@@ -10,7 +10,6 @@ from typing import Literal
 from smskd_bench.claims import Claim, ClaimTest, Expectation, Ledger, tests_of
 from smskd_bench.plan import Plan
 from smskd_bench.report.comparisons import Scores, Versus, compare_all, paired
-from smskd_bench.report.held import Held
 from smskd_bench.report.rows import LeaderboardRow, leaderboard_rows
 from smskd_bench.report.training_time import ExtraTime, extra_time
 from smskd_bench.stats.comparing import MARGIN, Verdict
@@ -66,22 +65,26 @@ class ClaimState:
 
 
 def claim_states(
-    ledger: Ledger, plan: Plan, store: Store, margin: float = MARGIN, held: Held | None = None
+    ledger: Ledger,
+    plan: Plan,
+    store: Store,
+    margin: float = MARGIN,
+    rows: Sequence[LeaderboardRow] | None = None,
 ) -> list[ClaimState]:
     """What a store says about every claim, as far as one matrix tests it.
 
     Args:
         ledger: The claims.
         plan: The matrix.
-        store: Where its results are.
+        store: Where the results are.
         margin: Points of accuracy that count as practically none.
-        held: What the store holds, where it was read already.
+        rows: The matrix's rows, where they were read already.
 
     Raises:
         ConfigError: a claim names a row that the matrix does not have.
         StoreError: a result cannot be read.
     """
-    rows = leaderboard_rows(plan, store, margin, held=held)
+    rows = leaderboard_rows(plan, store, margin) if rows is None else rows
     tests = [(claim, test) for claim in ledger.claims for test in tests_of(claim, plan.matrix)]
     wanted = [(claim, test) for claim, test in tests if claim.expect != "cheap"]
     judged = _judged([test for _, test in wanted], rows, margin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -61,10 +61,17 @@ class MissingRow:
 
 @dataclass
 class Missing:
-    """Finds reasons; reads the store's other stage runs once, and only if it has to."""
+    """Finds reasons; reads the store's other stage runs once, and only if it has to.
+
+    Attributes:
+        plan: The matrix.
+        store: Where its results are.
+        begun: Keys that have a folder; None asks the store for each.
+    """
 
     plan: Plan
     store: Store
+    begun: Collection[str] | None = None
     states: dict[str, tuple[Reason, str] | None] = field(default_factory=dict, init=False)
     others: dict[Signature, list[tuple[str, Chain]]] | None = field(default=None, init=False)
 
@@ -104,7 +111,7 @@ class Missing:
 
     def _read_state(self, key: str) -> tuple[Reason, str] | None:
         store, label = self.store, self.plan.nodes[key].label
-        if store.is_done(key):
+        if (self.begun is not None and key not in self.begun) or store.is_done(key):
             return None
         if store.is_running(key):
             return "running", label
@@ -115,7 +122,7 @@ class Missing:
     def _elsewhere(self, cell: Cell) -> tuple[Reason, str] | None:
         """What the store has in its place: the same sequence under other conditions."""
         if self.others is None:
-            self.others = _by_signature(self.store)
+            self.others = _by_signature(self.store, self.plan)
         if not self.others:
             return None
         ours = [self.plan.nodes[key].document() for key in cell.stages]
@@ -126,29 +133,32 @@ class Missing:
         return None
 
 
-def _by_signature(store: Store) -> dict[Signature, list[tuple[str, Chain]]]:
-    documents = {}
-    for key in store.stage_keys():
-        try:
-            documents[key] = store.spec_document(key)
-        except StoreError:  # damaged, or killed before it was written: it is no result anyway
-            continue
+def _by_signature(store: Store, plan: Plan) -> dict[Signature, list[tuple[str, Chain]]]:
+    """Sequences that are done and in no row of the plan."""
     found: dict[Signature, list[tuple[str, Chain]]] = {}
-    for key in documents:
-        chain = _chain(key, documents) if store.is_done(key) else None
-        if chain:
+    for key in store.stage_keys():
+        if key in plan.nodes or not store.is_done(key):
+            continue
+        if chain := _chain(key, store, plan):
             found.setdefault(_signature(chain), []).append((key, chain))
     return found
 
 
-def _chain(key: str | None, documents: Mapping[str, Document]) -> Chain | None:
+def _chain(key: str, store: Store, plan: Plan) -> Chain | None:
     chain: Chain = []
-    while key is not None:
-        document = documents.get(key)
-        if document is None or not _readable(document) or len(chain) > len(documents):
+    above: str | None = key
+    seen: set[str] = set()
+    while above is not None:
+        known = plan.nodes.get(above)
+        try:
+            document = known.document() if known else store.spec_document(above)
+        except StoreError:  # damaged, or killed before it was written: it is no result anyway
             return None
+        if above in seen or not _readable(document):
+            return None
+        seen.add(above)
         chain.append(document)
-        key = document.get("parent")
+        above = document.get("parent")
     return chain[::-1]
 
 

@@ -95,7 +95,7 @@ def leaderboard_rows(
         cells.setdefault((cell.pair, cell.row), []).append(cell)
     sections = {row_name(section): section for section in plan.matrix.rows}
     rows: list[LeaderboardRow] = []
-    missing = Missing(plan, store)
+    missing = Missing(plan, store, held.begun)
     for pair in plan.matrix.pairs:
         found = [
             _row(plan, held, missing, cells[pair.name, name], section)

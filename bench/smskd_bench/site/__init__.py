@@ -1,0 +1,1 @@
+"""A board as a static site: ``smskd-bench report --html DIR``."""
