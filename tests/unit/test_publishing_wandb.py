@@ -16,6 +16,7 @@ from matrices import plan_of, write_matrix
 from rich.console import Console
 from smskd_bench.cli import main
 from smskd_bench.publishing import sending
+from smskd_bench.publishing.addresses import read_addresses
 from smskd_bench.publishing.command import PublishRequest, publish
 from wandb_account import Account
 from wandb_home import isolate
@@ -177,6 +178,10 @@ def test_online_a_board_is_there_once_however_often_it_is_published(bench, accou
     said = bench.publish()
     assert re.search(r"runs: +http://\S+/me/proof\n", said)
     assert re.search(r"report: http://\S+/me/proof/reports/\S+--view1\n", said)
+    found = read_addresses(bench.store.root, bench.plan.matrix.name)
+    assert set(found.runs) == set(account.runs)
+    assert f"{found.project}\n" in said
+    assert f"{found.report}\n" in said
     rows, stages = of_type(account, "leaderboard"), of_type(account, "stage")
     assert (len(rows), len(stages), len(of_type(account, "board"))) == (2, 7, 1)
     teacher = f"stage-{bench.plan.cells[-1].teacher}"

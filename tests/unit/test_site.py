@@ -13,6 +13,8 @@ from command import Bench, kill, wait_for
 from made_site import DOCUMENT, fill, made_store, make_site, write_matrix
 from smskd_bench.config import load_matrix
 from smskd_bench.plan import make_plan
+from smskd_bench.publishing.addresses import Addresses, note_addresses, read_addresses
+from smskd_bench.publishing.names import stable_id
 from smskd_bench.report.leaderboard import read_leaderboard
 from smskd_bench.site import command
 from smskd_bench.site.changes import stage_changes
@@ -236,6 +238,37 @@ def test_commands_name_exactly_this_row(made):
     assert train[-1] == f"{row.pair}/{row.row}/s"
     assert verify[2] == export[-1] == cells[0].name
     assert make_plan(load_matrix(matrix), train[-1]).cells == cells
+
+
+def test_rows_point_to_where_they_were_published(made, tmp_path):
+    matrix, plan, store = made
+    row, other = read_leaderboard(plan, store).rows[:2]
+    cells = [c for c in plan.cells if (c.pair, c.row) == (row.pair, row.row)]
+    name, project = plan.matrix.name, "https://wandb.example/me/p"
+    runs = (
+        stable_id("row", name, row.pair, row.row),
+        stable_id("stage", cells[1].stages[0]),
+        stable_id("row", name, other.pair, other.row),
+    )
+    note_addresses(tmp_path, name, Addresses(project, runs))
+    note_addresses(tmp_path, "another", Addresses())
+    published = read_addresses(tmp_path, name)
+    found = row_data(Source(plan, matrix, store.root, published), row, cells, {}, [])
+    assert found.links == (
+        ("the row", f"{project}/runs/{runs[0]}"),
+        ("seed 1, stage 1", f"{project}/runs/{runs[1]}"),
+    )
+    assert row_data(Source(plan, matrix, store.root), row, cells, {}, []).links == ()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"m": 3}', '{"m": {"project": "javascript:alert(1)", "runs": ["r"]}}']
+)
+def test_addresses_that_nobody_should_follow_are_none(tmp_path, text):
+    path = tmp_path / "wandb" / "published" / "online.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert read_addresses(tmp_path, "m").of_run("r") == ""
 
 
 # ------------------------------------------------------------------------------------- whole sites

@@ -15,6 +15,7 @@ from smskd.errors import ConfigError, SmskdError, StoreError
 from smskd_bench.config import load_matrix
 from smskd_bench.file_names import file_name
 from smskd_bench.plan import make_plan
+from smskd_bench.publishing.addresses import FOLDER, Addresses, note_addresses
 from smskd_bench.publishing.ledger import OfflineLedger
 from smskd_bench.publishing.names import check_project
 from smskd_bench.publishing.publication import Publication, make_publication
@@ -25,7 +26,6 @@ from smskd_bench.report.reading import read_shown
 from smskd_bench.store import Store
 from smskd_bench.tracking import LoginState, login_state
 
-FOLDER = "published"
 """Below ``<store>/wandb``: apart from what ``run`` mirrors, so that one command uploads it."""
 
 
@@ -75,6 +75,10 @@ def publish(request: PublishRequest, console: Console) -> None:
         picture, problem = _picture(board, folder)
         publication = make_publication(plan, store, board, picture, request.weights)
     outcome = _send(request, state, publication, folder, console)
+    if state.mode == "online":
+        report = outcome.report[1] if outcome.report else ""
+        there = tuple(sorted({*outcome.same, *outcome.sent}))
+        note_addresses(store.root, board.matrix, Addresses(outcome.url, there, report))
     _tell(request, state, publication, outcome, folder, [problem] if problem else [], console)
 
 
@@ -93,7 +97,7 @@ def _mode(request: PublishRequest) -> LoginState:
 
 
 def _folder(store: Store) -> Path:
-    folder = (store.root / "wandb" / FOLDER).absolute()
+    folder = (store.root / FOLDER).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):

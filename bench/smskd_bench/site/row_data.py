@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smskd_bench.plan import Cell, Plan
+from smskd_bench.publishing.addresses import Addresses
+from smskd_bench.publishing.names import stable_id
 from smskd_bench.report.rows import LeaderboardRow
 from smskd_bench.site.changes import StageChange, stage_changes
 from smskd_bench.site.curves import (
@@ -65,7 +67,7 @@ class RowData:
         changes: What each stage changed, all seeds.
         environment: Name and value of what results depend on; different values in one.
         commands: What it does, and the command.
-        links: Addresses in Weights & Biases that records have.
+        links: Addresses in Weights & Biases, where it was published.
         drawn: Curves, for the script.
     """
 
@@ -81,11 +83,12 @@ class RowData:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a row comes from, as a command line names it."""
+    """Where a row comes from, as a command line names it, and where it was published."""
 
     plan: Plan
     matrix: Path
     store: Path
+    published: Addresses = field(default_factory=Addresses)
 
 
 def row_data(
@@ -108,7 +111,7 @@ def row_data(
         changes=tuple(c for cell in cells for c in stage_changes(plan, cell, records, names)),
         environment=tuple(_environment(own)),
         commands=tuple(_commands(source, row, cells)),
-        links=tuple(_links(cells, records)),
+        links=tuple(_links(source, row, cells)),
         drawn={
             "stages": [[s.number, s.title, s.start, s.end] for s in stages],
             **drawn_curves(curves),
@@ -264,11 +267,12 @@ def _line(*words: str) -> str:
     return shlex.join(["smskd-bench", *words])
 
 
-def _links(cells: Sequence[Cell], records: Mapping[str, Record]) -> Iterator[tuple[str, str]]:
-    """Addresses that records name; only of the kind that a browser may be sent to."""
+def _links(source: Source, row: LeaderboardRow, cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
+    """Where the row and its stage runs were published."""
+    there, matrix = source.published, source.plan.matrix.name
+    if address := there.of_run(stable_id("row", matrix, row.pair, row.row)):
+        yield "the row", address
     for cell in cells:
         for number, key in enumerate(cell.stages, start=1):
-            for entry in ("wandb", "tracking"):
-                url = _mapping(records.get(key, {}).get(entry)).get("url")
-                if isinstance(url, str) and url.startswith("https://"):
-                    yield f"seed {cell.seed}, stage {number}", url
+            if address := there.of_run(stable_id("stage", key)):
+                yield f"seed {cell.seed}, stage {number}", address

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smskd._version import __version__
+from smskd_bench.publishing.addresses import read_addresses
 from smskd_bench.report.tables import View, render
 from smskd_bench.report.text_forms import RENDERERS
 from smskd_bench.site.boards import RecordShelf, SiteBoard
@@ -101,6 +102,7 @@ class Writer:
             "missing": missing_groups(board.board.missing),
             "energy": has_energy(board.board.rows),
             "tables": tables,
+            "published": read_addresses(self.store, board.plan.matrix.name),
             "figures": figures,
         }
         self._text(board.page, self.pages.board(context))
@@ -110,7 +112,8 @@ class Writer:
     ) -> list[list[SeedCurve]]:
         """Every row's page; its curves, thinned."""
         shelf, cells = RecordShelf(board.store), board.cells()
-        source = Source(board.plan, board.file, self.store)
+        published = read_addresses(self.store, board.plan.matrix.name)
+        source = Source(board.plan, board.file, self.store, published)
         found = []
         for row in rows:
             own = cells[row.row.pair, row.row.row]
