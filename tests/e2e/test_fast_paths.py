@@ -71,7 +71,8 @@ def test_exact_results_need_no_shortcut_and_agree(bench, matrix, folded):
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_killed_folds_end_in_the_same_bits(bench, matrix, folded, workers):
     store = bench.folder / f"killed-{workers}"
     options = ("--fold-seeds", "on", "--workers", workers)

@@ -54,7 +54,7 @@ def start(bench, matrix, store, workers):
         pytest.param(
             number,
             workers,
-            marks=[] if workers == 1 + i else pytest.mark.slow,
+            marks=[] if workers == 1 + i == 1 else pytest.mark.slow,
             id=f"{name}-{workers}",
         )
         for i, (name, number) in enumerate(SIGNALS.items())

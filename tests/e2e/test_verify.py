@@ -96,6 +96,7 @@ def test_what_is_not_there_or_damaged_is_refused(bench, finished, copied):
     assert "resnet8_half scratch s0 stage 1, on which it was built, is not in the store" in done.err
 
 
+@pytest.mark.slow
 def test_a_table_that_the_record_denies_gives_other_bits(bench):
     matrix, store = bench.matrix(tiny(["kd"], ["dkd"])), bench.folder / "store"
     bench.run(matrix, store, "--teacher-table", "fp16")

@@ -199,6 +199,7 @@ def test_online_a_board_is_there_once_however_often_it_is_published(bench, accou
     assert len(account.asked("upsertView")) == 1
 
 
+@pytest.mark.slow
 def test_matrices_that_share_stage_runs_do_not_send_them_in_turns(bench, account):
     bench.publish()
     first = bench.matrix
@@ -226,6 +227,7 @@ def test_online_changes_are_updates_and_what_is_not_measured_any_more_goes(bench
     assert account.asked("upsertView")[1]["id"] == "view1"
 
 
+@pytest.mark.slow
 def test_a_report_of_somebody_else_is_left_alone(bench, account):
     account.reports["theirs"] = {
         "id": "theirs", "name": "x", "displayName": f"Leaderboard of {ENTRIES['name']}", "description": "mine",
@@ -238,6 +240,7 @@ def test_a_report_of_somebody_else_is_left_alone(bench, account):
     assert len(account.reports) == 1
 
 
+@pytest.mark.slow
 def test_weights_go_along_if_they_are_asked_for(bench, account):
     bench.publish(weights=True)
     models = [a for a in account.artifacts.values() if a["type"] == "model"]

@@ -492,6 +492,7 @@ def test_a_kill_between_the_two_renames_is_mended(tmp_path):
     assert (target / "index.html").read_text() == "old"
 
 
+@pytest.mark.slow
 def test_a_kill_while_it_is_written_leaves_no_site(made, tmp_path):
     matrix, _, store = made
     bench = Bench(tmp_path)
