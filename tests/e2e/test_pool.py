@@ -213,7 +213,7 @@ def test_a_killed_worker_then_ctrl_c_then_a_killed_parent(bench, site):
     for pid in (*workers, process.pid):  # a terminal sends it to all of them
         os.kill(pid, signal.SIGINT)
     done = finish(process, expect=130)
-    assert done.err == "\nstopped; the same command goes on from the last checkpoint\n"
+    assert done.err.startswith("\nstopped; the same command goes on from the last checkpoint:\n")
     assert done.out.count("its worker process died (signal 9); once more") == 1
     check_stopped(store, workers)
     assert not list(store.rglob("*.tmp"))
