@@ -12,6 +12,7 @@ from typing import Literal
 from rich.console import Console
 
 from smskd.errors import ConfigError, SmskdError, StoreError
+from smskd_bench.bars import counting_bar
 from smskd_bench.config import load_matrix
 from smskd_bench.file_names import file_name
 from smskd_bench.plan import make_plan
@@ -19,7 +20,6 @@ from smskd_bench.publishing.addresses import FOLDER, Addresses, note_addresses
 from smskd_bench.publishing.ledger import OfflineLedger
 from smskd_bench.publishing.names import check_project
 from smskd_bench.publishing.publication import Publication, make_publication
-from smskd_bench.publishing.send_progress import SendProgress
 from smskd_bench.publishing.sending import Outcome, run_sender
 from smskd_bench.report.leaderboard import Leaderboard, read_leaderboard
 from smskd_bench.report.reading import read_shown
@@ -151,11 +151,12 @@ def _send(
     }
     recorded: list[tuple[str, str, Path]] = []
     try:
-        with SendProgress(console, len(publication.runs)) as progress:
+        with counting_bar(console, "publishing", "runs") as bar:
+            task = bar.add_task("", total=len(publication.runs))
 
             def told(outcome: Outcome) -> None:
                 recorded[:] = outcome.offline
-                progress.show(outcome.count)
+                bar.update(task, completed=outcome.count)
 
             return run_sender(document, folder, told)
     finally:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from smskd_bench.bars import counting_bar
 from smskd_bench.plan import Plan
 from smskd_bench.report.held import Held, read_held
 from smskd_bench.store import Store
@@ -31,7 +31,7 @@ def read_shown(plan: Plan, store: Store, console: Console | None = None) -> Held
     console = console or Terminal(stderr=True)
     if not console.is_terminal:
         return read_held(plan, store)
-    bar = _bar(console)
+    bar = counting_bar(console, "reading the store", "stage runs")
     task, started = bar.add_task("", total=len(plan.nodes)), time.monotonic()
 
     def told(done: int) -> None:
@@ -44,16 +44,3 @@ def read_shown(plan: Plan, store: Store, console: Console | None = None) -> Held
     finally:
         if bar.live.is_started:
             bar.stop()
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("reading the store"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("stage runs,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        transient=True,
-    )

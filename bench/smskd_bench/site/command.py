@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, TaskID
 
 from smskd.errors import ConfigError
+from smskd_bench.bars import counting_bar
 from smskd_bench.config import load_matrix
 from smskd_bench.plan import make_plan
 from smskd_bench.report.leaderboard import read_leaderboard
@@ -61,7 +53,7 @@ def build(request: SiteRequest, console: Console, errors: Console) -> None:
     _check_packages()
     from smskd_bench.site.writing import Writer
 
-    with _progress(errors) as progress:
+    with counting_bar(errors) as progress:
         boards = read_boards(request, progress)
         with new_site(request.html, request.force) as folder:
             writer = Writer(folder, request.store, boards)
@@ -102,19 +94,3 @@ def _check_packages() -> None:
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"the web page needs {', '.join(missing)}", INSTALL)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    """Bars with the time left; nothing where the output is no terminal."""
-    bars = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bars:
-        yield bars

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smskd._version import __version__
-from smskd_bench.publishing.addresses import read_addresses
+from smskd_bench.publishing.addresses import Addresses, read_addresses
 from smskd_bench.report.tables import View, render
 from smskd_bench.report.text_forms import RENDERERS
 from smskd_bench.site.boards import RecordShelf, SiteBoard
@@ -76,7 +76,8 @@ class Writer:
 
     def _write_board(self, board: SiteBoard, advance: Callable[[], object]) -> None:
         rows = table_rows(board.number, board.board.rows)
-        curves = self._write_rows(board, rows, advance)
+        published = read_addresses(self.store, board.plan.matrix.name)
+        curves = self._write_rows(board, rows, published, advance)
         drawn = {str(i): _brief(curves[i]) for i in range(len(rows)) if curves[i]}
         self._text(f"data/{board.name}.js", f"smskd.receive({script_json(drawn)});\n")
         tables = self._write_tables(board)
@@ -102,17 +103,20 @@ class Writer:
             "missing": missing_groups(board.board.missing),
             "energy": has_energy(board.board.rows),
             "tables": tables,
-            "published": read_addresses(self.store, board.plan.matrix.name),
+            "published": published,
             "figures": figures,
         }
         self._text(board.page, self.pages.board(context))
 
     def _write_rows(
-        self, board: SiteBoard, rows: Sequence[TableRow], advance: Callable[[], object]
+        self,
+        board: SiteBoard,
+        rows: Sequence[TableRow],
+        published: Addresses,
+        advance: Callable[[], object],
     ) -> list[list[SeedCurve]]:
         """Every row's page; its curves, thinned."""
         shelf, cells = RecordShelf(board.store), board.cells()
-        published = read_addresses(self.store, board.plan.matrix.name)
         source = Source(board.plan, board.file, self.store, published)
         found = []
         for row in rows:
