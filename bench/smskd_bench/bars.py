@@ -18,7 +18,7 @@ def counting_bar(console: Console, what: str = "{task.description}", unit: str =
         TextColumn(what, markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn(f"{unit}," if unit else ","),
+        TextColumn(f"{unit}," if unit else ""),
         TimeRemainingColumn(),
         TextColumn("left"),
         console=console,
