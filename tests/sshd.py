@@ -131,11 +131,17 @@ class Sshd:
                 os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """End it with all its sessions."""
+        """End it with all its sessions, and wait for the clients: a shared one removes its socket."""
         self.kill_sessions()
         self.process.terminate()
         self.process.wait(10)
         self.log.close()
+        end = time.monotonic() + 10
+        while (clients := processes_with(str(self.folder))) and time.monotonic() < end:
+            time.sleep(0.02)
+        for pid in clients:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def _wait(self) -> None:
         end = time.monotonic() + 10
