@@ -16,9 +16,11 @@ from typing import Any
 import yaml
 from safetensors.numpy import load_file
 from smskd_bench.store import Store
+from warm import warm
 
 ROOT = Path(__file__).parents[1]
 PATHS = [str(ROOT / name) for name in ("", "bench", "export")]
+TIMEOUT_S = 120.0
 PAIR = {"teacher": "resnet8_half", "student": "resnet8_quarter"}
 
 
@@ -97,21 +99,32 @@ class Bench:
             process.communicate()
 
     def start_run(self, matrix: Path, store: Path, *words: object, **env: str) -> Any:
-        """Start ``run`` plainly: one of each, and nothing that is measured; ``words`` come last."""
-        plain = ("--threads", 1, "--workers", 1, "--fold-seeds", "off", "--tracking", "none")
-        words = (*plain, *words)
-        return self.start("run", "--matrix", matrix, "--store", store, *words, **env)
+        """Start ``run`` plainly and do not wait."""
+        return self.start("run", *plain(matrix, store, *words), **env)
 
     def __call__(self, *words: object, expect: int = 0, **env: str) -> Done:
         """Run a command to its end and check its exit status."""
-        return finish(self.start(*words, **env), expect)
+        environment = self.environment(**env)
+        python = None if self.prefix else warm(environment)
+        if python is None:
+            return finish(self.start(*words, **env), expect)
+        started, folder = time.perf_counter(), self.folder / "cwd"
+        ended = python([str(word) for word in words], environment, folder, TIMEOUT_S)
+        return checked(Done(*ended, time.perf_counter() - started), expect)
 
     def run(self, matrix: Path, store: Path, *words: object, expect: int = 0, **env: str) -> Done:
         """``run`` to its end."""
-        return finish(self.start_run(matrix, store, *words, **env), expect)
+        return self("run", *plain(matrix, store, *words), expect=expect, **env)
 
 
-def finish(process: subprocess.Popen[str], expect: int = 0, timeout_s: float = 120.0) -> Done:
+def plain(matrix: Path, store: Path, *words: object) -> tuple[object, ...]:
+    """Words of ``run``: one of each, and nothing that is measured; ``words`` come last."""
+    where = ("--matrix", matrix, "--store", store)
+    one = ("--threads", 1, "--workers", 1, "--fold-seeds", "off", "--tracking", "none")
+    return (*where, *one, *words)
+
+
+def finish(process: subprocess.Popen[str], expect: int = 0, timeout_s: float = TIMEOUT_S) -> Done:
     """Wait for a started command."""
     started = time.perf_counter()
     try:
@@ -119,7 +132,11 @@ def finish(process: subprocess.Popen[str], expect: int = 0, timeout_s: float = 1
     finally:
         if process.poll() is None:
             process.kill()
-    done = Done(process.returncode, out, err, time.perf_counter() - started)
+    return checked(Done(process.returncode, out, err, time.perf_counter() - started), expect)
+
+
+def checked(done: Done, expect: int) -> Done:
+    """A command that ended as expected, without a traceback."""
     assert done.code == expect, f"exit status {done.code}, not {expect}\n{done.text}"
     assert "Traceback" not in done.text, done.text
     return done

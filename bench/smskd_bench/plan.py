@@ -417,7 +417,12 @@ def _method_spec(method: Method, modifiers: tuple[Modifier, ...]) -> MethodSpec:
 
 def _settings(method: Method | Modifier) -> Document:
     # Through the declared types, so that 2 and 2.0 give one key.
-    return asdict(TypeAdapter(type(method)).validate_python(asdict(method)))
+    return asdict(_declared(type(method)).validate_python(asdict(method)))
+
+
+@lru_cache(maxsize=256)  # two milliseconds each, and every plan asks for all methods
+def _declared(kind: type[Method | Modifier]) -> TypeAdapter[Method | Modifier]:
+    return TypeAdapter(kind)
 
 
 @lru_cache(maxsize=64)

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,18 +14,31 @@ from command import Bench, finish, litter, outputs, records, tiny, wait_for
 from smskd_bench.store import Store
 
 SIGNALS = {"ctrl-c": signal.SIGINT, "scheduler": signal.SIGTERM, "terminal": signal.SIGHUP}
+STEPS = 300
+"""Of an epoch: three seconds or so."""
 
 
 @pytest.fixture(scope="module")
 def long_epochs(tmp_path_factory):
-    """A matrix whose last stage has one epoch of some seconds, and its undisturbed end."""
-    document = tiny(["fitnet", "kd"], pairs=[{"teacher": "resnet8_half", "student": "resnet8"}])
-    document["dataset"]["train_size"] = 900
-    document["recipe"] |= {"epochs": [1, 2], "batch_size": 2}
+    """A matrix whose last stage is one epoch of some seconds, and its undisturbed end."""
+    pairs = [{"teacher": "resnet8_half", "student": "resnet8"}]
+    document = tiny(["fitnet", "kd"], pairs=pairs, teacher={"epochs": 1})
+    document["dataset"]["train_size"] = 2 * STEPS
+    document["recipe"] |= {"epochs": [1, 1], "batch_size": 2}
     bench = Bench(tmp_path_factory.mktemp("long"))
     matrix, store = bench.matrix(document), bench.folder / "store"
     bench.run(matrix, store)
     return matrix, store
+
+
+def teacher_of(undisturbed, store):
+    """A store that has the teacher only; the first stage warms the process up for the second."""
+    shutil.copytree(undisturbed, store)
+    opened = Store(store)
+    for key in opened.stage_keys():
+        if opened.spec_document(key)["model"] == "resnet8":
+            shutil.rmtree(opened.folder(key))
+    return store
 
 
 def in_second_stage(store):
@@ -63,10 +77,10 @@ def start(bench, matrix, store, workers):
 )
 def test_a_stop_in_an_epoch_loses_no_step(bench, long_epochs, number, workers):
     matrix, undisturbed = long_epochs
-    store = bench.folder / "store"
+    store = teacher_of(undisturbed, bench.folder / "store")
     process = start(bench, matrix, store, workers)
     wait_for(lambda: in_second_stage(store), process)
-    time.sleep(1.0)  # into the epoch
+    time.sleep(0.5)  # into the epoch
     sent = time.perf_counter()
     process.send_signal(number)
     done = finish(process, expect=128 + number)
@@ -75,7 +89,7 @@ def test_a_stop_in_an_epoch_loses_no_step(bench, long_epochs, number, workers):
         assert "the same command goes on from the last checkpoint" in done.err
         assert f"--store {store}" in done.err
     ((epoch, steps),) = places(store)
-    assert 0 < steps < 450
+    assert 0 < steps < STEPS
     assert not any(Store(store).is_running(key) for key in Store(store).stage_keys())
     finish(start(bench, matrix, store, workers))
     assert outputs(store) == outputs(undisturbed)
@@ -87,7 +101,7 @@ def test_a_stop_in_an_epoch_loses_no_step(bench, long_epochs, number, workers):
 @pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(bench, long_epochs):
     matrix, undisturbed = long_epochs
-    store = bench.folder / "store"
+    store = teacher_of(undisturbed, bench.folder / "store")
     process = start(bench, matrix, store, 1)
     wait_for(lambda: in_second_stage(store), process)
     # Held in the middle of a step, as a very long one would be.
@@ -105,7 +119,7 @@ def test_a_second_ctrl_c_stops_at_once(bench, long_epochs):
 @pytest.mark.slow
 def test_a_run_under_nohup_does_not_mind_its_terminal(bench, long_epochs):
     matrix, undisturbed = long_epochs
-    store = bench.folder / "store"
+    store = teacher_of(undisturbed, bench.folder / "store")
     hardened = Bench(bench.folder / "hardened", prefix=("nohup",))
     process = hardened.start_run(matrix, store)
     wait_for(lambda: in_second_stage(store), process)
@@ -116,8 +130,8 @@ def test_a_run_under_nohup_does_not_mind_its_terminal(bench, long_epochs):
 
 @pytest.mark.slow
 def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(bench, long_epochs):
-    matrix, _ = long_epochs
-    store = bench.folder / "store"
+    matrix, undisturbed = long_epochs
+    store = teacher_of(undisturbed, bench.folder / "store")
     command = [sys.executable, "-m", "smskd_bench.cli", "run", "--matrix", matrix, "--store", store,
                "--threads", "1", "--workers", "1", "--tracking", "none"]  # fmt: skip
     child, terminal = pty.fork()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -38,6 +40,7 @@ GRACE_S = STEP_S + 0.4
 def serve(connection: Connection, setup: WorkerSetup) -> None:
     """Carry out orders from ``connection`` until it ends."""
     _end_as_the_parent_says()
+    atexit.register(gc.freeze)  # as the command does
     if setup.threads:
         torch.set_num_threads(setup.threads)
     teller = _Teller(connection)
