@@ -61,7 +61,8 @@ class WarmPython:
         self.process.communicate()
 
     def _ask(self, request: dict[str, Any] | None) -> int:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         if request is not None:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()

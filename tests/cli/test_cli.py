@@ -104,7 +104,7 @@ def refused(done, *words):
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help(bench, command, capsys):
     began = time.perf_counter()
-    done = bench(*([command] if command else []), "--help")
+    done = finish(bench.start(*([command] if command else []), "--help"))
     seconds = time.perf_counter() - began
     with capsys.disabled():
         print(f"\n{command or 'smskd-bench'} --help: {seconds:.2f} s", end="")
@@ -145,7 +145,7 @@ def test_help_and_version_load_nothing_heavy(bench):
 def test_version(bench):
     from smskd._version import __version__
 
-    assert bench("--version").out == f"smskd-bench, version {__version__}\n"
+    assert finish(bench.start("--version")).out == f"smskd-bench, version {__version__}\n"
 
 
 def test_short_help_and_no_command(here):
@@ -504,6 +504,8 @@ def test_ctrl_c_and_on(here, bench):
     assert said == "stopped; the same command goes on from the last checkpoint:"
     assert f"smskd-bench run --matrix {file} --store {store}" in command
     assert not list(store.glob("stages/*/*/result.json"))
+    assert not list(store.rglob("*.tmp"))
+    assert not list(store.rglob("failed.json"))
     assert "1 stopped" in here("status", "--store", store).out
     done = bench.run(file, store)
     assert "2 stage runs trained, 0 already there, 0 failed" in done.out

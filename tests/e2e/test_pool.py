@@ -198,7 +198,7 @@ def is_slow(store, key):
 @pytest.mark.slow
 def test_a_killed_worker_then_ctrl_c_then_a_killed_parent(bench, site):
     matrix, store = slow_matrix(bench), bench.folder / "store"
-    env = environment(bench, site, SLOW_S="0.1")
+    env = environment(bench, site, SLOW_S="0.6")  # an epoch; a new worker takes seconds to start
     reference = bench.start_run(matrix, bench.folder / "reference", **environment(bench, site))
 
     process = bench.start_run(matrix, store, *TWO, **env)

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from command import ROOT, finish, folder_of, litter, outputs, predictions, results, tiny
+from command import ROOT, folder_of, litter, outputs, predictions, results, tiny
 from hardware import needs_bf16
 from safetensors.torch import load_file, save_file
 
@@ -155,8 +155,7 @@ def test_changes_train_what_they_must_and_no_more(bench, finished, copied):
     later, seeds = bench.folder / "later.yaml", bench.folder / "seeds.yaml"
     later.write_text(text.replace("- 3\n  - 2\n", "- 3\n  - 1\n"))
     seeds.write_text(text.replace("seeds:\n- 0\n", "seeds:\n- 0\n- 1\n"))
-    started = bench.start_run(later, copied), bench.start_run(seeds, other)
-    shorter, more = (counts(finish(process)) for process in started)
+    shorter, more = counts(bench.run(later, copied)), counts(bench.run(seeds, other))
     assert shorter == (3, len(NAMES) - 3, 0)  # fitnet>kd, kd>fitnet, fitnet>kd>dkd
     assert more == (len(NAMES) - 1, len(NAMES), 0)  # the teacher has its own seed
     for store in (copied, other):
@@ -170,14 +169,11 @@ def test_imported_teachers_work_as_trained_ones_do(bench, finished):
     half = {name: t.half() if t.is_floating_point() else t for name, t in tensors.items()}
     save_file(half, bench.folder / "half.safetensors")
     (bench.folder / "full.safetensors").write_bytes(trained.read_bytes())
-    started = []
-    for name in ("full", "half"):
-        teacher = {"weights": {"resnet8_half": f"{name}.safetensors"}}
-        matrix = bench.matrix(tiny(["kd"], ["fitnet", "kd"], teacher=teacher), name)
-        started.append(bench.start_run(matrix, bench.folder / name))
     ours = results(finished.store)
-    for process, name in zip(started, ("full", "half"), strict=True):
-        assert counts(finish(process)) == (4, 0, 0)
+    for name in ("full", "half"):
+        section = {"weights": {"resnet8_half": f"{name}.safetensors"}}
+        matrix = bench.matrix(tiny(["kd"], ["fitnet", "kd"], teacher=section), name)
+        assert counts(bench.run(matrix, bench.folder / name)) == (4, 0, 0)
         assert litter(bench.folder / name) == []
         theirs = results(bench.folder / name)
         teacher = theirs[TEACHER]
@@ -201,14 +197,11 @@ def test_wrong_teacher_weights_are_refused(bench, finished):
         "other": (student.read_bytes(), ["other.safetensors", "resnet8_half", "10 classes"]),
         "torn": (student.read_bytes()[:2000], ["torn.safetensors cannot be read"]),
     }
-    started = []
-    for name, (content, _) in cases.items():
+    for name, (content, words) in cases.items():
         (bench.folder / f"{name}.safetensors").write_bytes(content)
         teacher = {"weights": {"resnet8_half": f"{name}.safetensors"}}
         matrix = bench.matrix(tiny(["kd"], teacher=teacher), name)
-        started.append(bench.start_run(matrix, bench.folder / name))
-    for process, (name, (_, words)) in zip(started, cases.items(), strict=True):
-        done = finish(process, expect=2)
+        done = bench.run(matrix, bench.folder / name, expect=2)
         assert done.err.startswith("error: ")
         for word in words:
             assert word in done.err

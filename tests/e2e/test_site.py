@@ -5,6 +5,7 @@ import re
 from urllib.parse import urlencode
 
 import pytest
+from cases import later
 from made_site import DOCUMENT, made_store, make_site
 from smskd_bench.report.leaderboard import read_leaderboard
 from smskd_bench.site.table import table_rows
@@ -30,11 +31,6 @@ def hostile(document):
             {"name": HOSTILE, "stages": ["fitnet", method], "note": HOSTILE, "controls": ["kd"]},
         ],
     }
-
-
-def later(value):
-    """A case that runs with ``-m slow``."""
-    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +304,7 @@ def violations(page):
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize(
     "name",
-    ["index.html", "fitnet>kd", later(HOSTILE), later("kd>fitnet")],
+    ["index.html", later("fitnet>kd"), later(HOSTILE), later("kd>fitnet")],
     ids=["index", "row", "hostile", "missing"],
 )
 def test_axe_finds_nothing(chromium, made, theme, name):

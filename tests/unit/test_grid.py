@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from cases import daily
 from click.testing import CliRunner
 
 from benchmarks import grid, grid_cell, images, report
@@ -54,7 +55,7 @@ def test_the_pairs_are_the_standard_ones():
 
 
 @quick
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("pair", daily(PAIRS, 3))
 def test_kd_runs_on_each_pair(benches, pair):
     assert benches(pair).cell(part_of("kd")) == Cell("ok")
 

@@ -133,6 +133,7 @@ def test_offline_publications_are_read_back_and_a_repeat_records_nothing(bench):
     assert sorted(bench.published.glob("wandb/*")) == before
 
 
+@pytest.mark.slow
 def test_what_is_recorded_again_replaces_what_was_recorded(bench):
     bench.publish()
     first = {run.run.run_id: run.folder for run in logged_runs(bench.published)}
@@ -210,6 +211,7 @@ def test_matrices_that_share_stage_runs_do_not_send_them_in_turns(bench, account
     assert len(account.reports) == 2
 
 
+@pytest.mark.slow
 def test_online_changes_are_updates_and_what_is_not_measured_any_more_goes(bench, account):
     bench.publish()
     (row, kept) = of_type(account, "leaderboard").items()
@@ -250,6 +252,7 @@ def test_weights_go_along_if_they_are_asked_for(bench, account):
     assert not list((bench.published / "staged").iterdir())
 
 
+@pytest.mark.slow
 def test_without_the_package_of_the_report_all_else_is_sent(bench, account, monkeypatch, tmp_path):
     (tmp_path / "shim").mkdir()
     (tmp_path / "shim" / "wandb_workspaces.py").write_text("raise ImportError('none here')")

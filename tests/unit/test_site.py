@@ -393,6 +393,7 @@ def test_a_damaged_or_half_migrated_store_gives_one_message_and_no_page(made, tm
     assert not (tmp_path / "site").exists()
 
 
+@pytest.mark.slow
 def test_several_matrices_give_a_page_that_leads_to_them(made, tmp_path):
     matrix, _, store = made
     other = write_matrix(tmp_path / "other", {**ONE_PAIR, "rows": [["kd"]], "name": "made"})
