@@ -26,10 +26,20 @@ VARIANTS = {
 """Every other choice of a setting that is a choice."""
 
 
+OF_METHODS_ALONE = {"no_setting_is_dead", "odd_pairs"}
+"""Checks of many trainings that only a change of the method itself can fail: with ``-m slow``."""
+
+
 def parametrised(parts, cases, checks, marks=()):
     """A parameter set for each combination, methods outermost: equal stages are trained once."""
     return [
-        pytest.param(part, case, check, id=f"{name}-{check}-{case or 'main case'}", marks=marks)
+        pytest.param(
+            part,
+            case,
+            check,
+            id=f"{name}-{check}-{case or 'main case'}",
+            marks=pytest.mark.slow if check in OF_METHODS_ALONE else marks,
+        )
         for name, part in parts.items()
         for check in checks
         for case in cases

@@ -5,7 +5,7 @@ import re
 from urllib.parse import urlencode
 
 import pytest
-from cases import later
+from cases import daily, later
 from made_site import DOCUMENT, made_store, make_site
 from smskd_bench.report.leaderboard import read_leaderboard
 from smskd_bench.site.table import table_rows
@@ -301,7 +301,7 @@ def violations(page):
     )
 
 
-@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("theme", daily(THEMES))
 @pytest.mark.parametrize(
     "name",
     ["index.html", later("fitnet>kd"), later(HOSTILE), later("kd>fitnet")],

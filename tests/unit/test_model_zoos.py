@@ -330,6 +330,7 @@ HIDDEN = """
 
 
 @needs_torchvision
+@pytest.mark.slow
 def test_a_missing_extra_is_one_message_with_the_command():
     said = without(["timm"], ["vit_tiny", "timm:resnet18"])
     assert said == [

@@ -235,6 +235,7 @@ def test_attention_keeps_its_products_and_sums(tmp_path):
         assert np.abs(got - expected).mean() < 0.1 * expected.std(axis=0).mean()
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bytes(plain, ranges, tmp_path):
     done = {
         signed: quantise(plain[17, False, 1], ranges[False], signed=signed)

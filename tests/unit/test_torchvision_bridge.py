@@ -62,7 +62,11 @@ def test_missing_package_is_one_clear_message():
     ("body", "expected"),
     [
         ("raise RuntimeError('something else')", "RuntimeError: something else"),
-        ("import no_such_part", "ModuleNotFoundError: No module named 'no_such_part'"),
+        pytest.param(
+            "import no_such_part",
+            "ModuleNotFoundError: No module named 'no_such_part'",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_other_import_errors_pass_through(tmp_path, body, expected):
