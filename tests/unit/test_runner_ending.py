@@ -218,7 +218,8 @@ def test_the_sampler_of_power_does_not_outlive_it(tmp_path):
         "import run\n"
         f"sys.exit(run.main(sys.argv[1:], root={str(root)!r}, alone=True))\n"
     )
-    words = [sys.executable, "-c", code, *command(bundle, tmp_path)[2:]]
+    # Compiled, run.py would leave a file in the bundle that does not belong there.
+    words = [sys.executable, "-B", "-c", code, *command(bundle, tmp_path)[2:]]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     with process:
         said = []
