@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from smskd_export.records import adapter
 
 from smskd.datasets import dataset_info
 from smskd.errors import ConfigError, did_you_mean
@@ -342,7 +342,7 @@ class _Planner:
     def _reference(self, row: Document, stage: Document) -> Reference:
         merged = merge(self.loaded.raw.get("reference") or {}, row.get("reference") or {})
         merged = merge(merged, stage.get("reference") or {})
-        return TypeAdapter(Reference).validate_python(merged)
+        return adapter(Reference).validate_python(merged)
 
 
 @dataclass(frozen=True)
@@ -417,12 +417,7 @@ def _method_spec(method: Method, modifiers: tuple[Modifier, ...]) -> MethodSpec:
 
 def _settings(method: Method | Modifier) -> Document:
     # Through the declared types, so that 2 and 2.0 give one key.
-    return asdict(_declared(type(method)).validate_python(asdict(method)))
-
-
-@lru_cache(maxsize=256)  # two milliseconds each, and every plan asks for all methods
-def _declared(kind: type[Method | Modifier]) -> TypeAdapter[Method | Modifier]:
-    return TypeAdapter(kind)
+    return asdict(adapter(type(method)).validate_python(asdict(method)))
 
 
 @lru_cache(maxsize=64)

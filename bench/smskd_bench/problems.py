@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from smskd_export.records import adapter
 from smskd_export.yaml_reader import DocPath, YamlDocument
 
 from smskd.errors import ConfigError, SmskdError, did_you_mean
@@ -66,12 +66,7 @@ def read_strictly(form: type[Form], value: object) -> Form:
     """
     # JSON mode: strict about types (true is no number), yet lists may fill tuples.
     text = json.dumps(value, default=str)
-    return cast(Form, _adapter(cast(type, form)).validate_json(text, strict=True))
-
-
-@cache
-def _adapter(form: type) -> TypeAdapter[Any]:
-    return TypeAdapter(form)
+    return adapter(form).validate_json(text, strict=True)
 
 
 def _message(item: Mapping[str, Any], form: type) -> str:
@@ -92,7 +87,7 @@ def _message(item: Mapping[str, Any], form: type) -> str:
 
 def _keys_at(form: Any, path: DocPath) -> list[str]:
     """Field names of the dataclass that sits at ``path`` inside ``form``."""
-    schema = _adapter(form).json_schema()
+    schema = adapter(form).json_schema()
     node: dict[str, Any] = schema
     for part in path:
         node = _resolve(node, schema)

@@ -7,11 +7,10 @@ are damaged, edited by hand, and copied from elsewhere. What no reader needs is 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from smskd_export.records import first_problem
+from pydantic import ConfigDict, Field, ValidationError
+from smskd_export.records import adapter, first_problem
 
 Percent = Annotated[float, Field(strict=True, ge=0.0, le=100.0)]
 Count = Annotated[int, Field(strict=True, ge=0, le=2**63)]
@@ -62,12 +61,7 @@ class FailureForm:
 def problem_with(record: dict[str, Any], form: type) -> str:
     """What is wrong with a record; empty if it has all that the form asks for."""
     try:
-        _adapter(form).validate_python(record)
+        adapter(form).validate_python(record)
     except ValidationError as error:
         return first_problem(error)
     return ""
-
-
-@cache
-def _adapter(form: type) -> TypeAdapter[Any]:
-    return TypeAdapter(form)

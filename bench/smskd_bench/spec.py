@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
-from pydantic import TypeAdapter
+from smskd_export.records import adapter
 
 from smskd.settings import STRICT, Reference, Schedule, Training, Weighting
 
@@ -93,12 +93,12 @@ class StageSpec:
 
     def document(self) -> dict[str, Any]:
         """The specification as plain JSON values."""
-        return _adapter().dump_python(self, mode="json")  # type: ignore[no-any-return]
+        return adapter(StageSpec).dump_python(self, mode="json")  # type: ignore[no-any-return]
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> StageSpec:
         """Read back what :meth:`document` gave."""
-        return _adapter().validate_python(document)
+        return adapter(StageSpec).validate_python(document)
 
     @cached_property
     def key(self) -> str:
@@ -197,13 +197,3 @@ def canonical_split(data: DataSpec) -> DataSpec:
     """Forget the split's seed where there is no split."""
     whole = data.train_size is None and data.dev_size == 0
     return replace(data, split_seed=0) if whole else data
-
-
-_ADAPTERS: list[TypeAdapter[StageSpec]] = []
-
-
-def _adapter() -> TypeAdapter[StageSpec]:
-    # Built on first use: it costs some ten milliseconds that --help should not pay.
-    if not _ADAPTERS:
-        _ADAPTERS.append(TypeAdapter(StageSpec))
-    return _ADAPTERS[0]

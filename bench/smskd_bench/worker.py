@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter
+from smskd_export.records import adapter
 from torch import nn
 
 from smskd.compiled import compile_networks
@@ -477,9 +477,9 @@ def stage_of(spec: StageSpec, methods: dict[str, type[Method]]) -> Stage:
 
 
 def _part(spec: MethodSpec, methods: dict[str, type[Method]]) -> Part:
-    method = TypeAdapter(methods[spec.name]).validate_python(spec.settings)
+    method = adapter(methods[spec.name]).validate_python(spec.settings)
     modifiers = tuple(
-        TypeAdapter(MODIFIERS[m.name]).validate_python(m.settings) for m in spec.modifiers
+        adapter(MODIFIERS[m.name]).validate_python(m.settings) for m in spec.modifiers
     )
     return Part(method, modifiers)
 

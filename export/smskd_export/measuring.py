@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from smskd.errors import DataError, RefusedError, RunError, StoreError, UsageError, unknown_name
 from smskd_export.bundle import verify_bundle
@@ -21,7 +21,7 @@ from smskd_export.local import LocalTransport
 from smskd_export.manifest import RUNNER, Manifest, bundle_id
 from smskd_export.measurement import RESULT, Measurement, Probe, read_measurement
 from smskd_export.publish import published
-from smskd_export.records import first_problem
+from smskd_export.records import adapter, first_problem
 from smskd_export.ssh import SshTransport
 from smskd_export.test_sets import hash_test_set
 from smskd_export.transport import (
@@ -117,7 +117,7 @@ def probe(
     if ended.code not in (0, REFUSED) or ended.probe is None:
         raise _crash(ended, transport.where)
     try:
-        found = TypeAdapter(Probe).validate_python(ended.probe)
+        found = adapter(Probe).validate_python(ended.probe)
     except ValidationError as error:
         raise RunError(
             f"{transport.where} describes itself in a way not understood: {first_problem(error)}"

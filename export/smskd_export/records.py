@@ -39,14 +39,18 @@ def read_record(path: Path, kind: type[T], known: int, again: str) -> T | None:
             "update smskd-bench" if schema > known else again,
         )
     try:
-        found: T = _adapter(cast(type, kind)).validate_python(record)
-        return found
+        return adapter(kind).validate_python(record)
     except ValidationError as error:
         raise StoreError(f"{path} is damaged: {first_problem(error)}", again) from error
 
 
-@cache  # building one takes fifty milliseconds, and tables read many records
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def adapter(kind: type[T]) -> TypeAdapter[T]:
+    """What reads and checks values of a declared type, built at its first use."""
+    return _built(cast(type, kind))
+
+
+@cache  # building one takes 2 to 50 ms; tables read many records, every plan asks for all methods
+def _built(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from smskd.errors import ConfigError, unknown_name
+from smskd_export.records import adapter
 from smskd_export.yaml_reader import parse_yaml, read_text
 
 _FORBID = ConfigDict(extra="forbid")
@@ -287,18 +287,13 @@ def load_target(name_or_path: str | Path) -> Target:
     text, where = _read(str(name_or_path))
     document = parse_yaml(text, Path(where))
     try:
-        return _adapter().validate_python(document.content)
+        return adapter(Target).validate_python(document.content)
     except ValidationError as error:
         problems = "; ".join(_problem(e["loc"], e["msg"]) for e in error.errors())
         raise ConfigError(
             f"{where}: {problems}",
             "compare it with a shipped profile: " + ", ".join(list_targets()),
         ) from error
-
-
-@cache
-def _adapter() -> TypeAdapter[Target]:
-    return TypeAdapter(Target)
 
 
 def _read(name: str) -> tuple[str, str]:
