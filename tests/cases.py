@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 
-def later(case: Any) -> Any:
-    """A case that runs with ``-m slow``."""
-    return pytest.param(case, marks=pytest.mark.slow)
+def later(*values: Any) -> Any:
+    """A case, of one value or more, that runs with ``-m slow``."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def daily(cases: Any, count: int = 1) -> list[Any]:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -136,10 +137,8 @@ class Sshd:
         self.process.terminate()
         self.process.wait(10)
         self.log.close()
-        end = time.monotonic() + 10
-        while (clients := processes_with(str(self.folder))) and time.monotonic() < end:
-            time.sleep(0.02)
-        for pid in clients:
+        wait_until(lambda: not processes_with(str(self.folder)), 10.0)
+        for pid in processes_with(str(self.folder)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -249,6 +248,14 @@ def processes_with(text: str) -> list[int]:
     """Processes whose command line holds a text, this one not counted."""
     numbers = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
     return [pid for pid in numbers if pid != os.getpid() and text in command_line(pid)]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+    """Wait for a condition; whether it holds in the end."""
+    end = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
 
 
 def quoted(path: Path) -> str:

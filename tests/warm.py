@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,11 +46,11 @@ class WarmPython:
         with TemporaryDirectory(prefix="warm-") as made:
             streams = [str(Path(made, name)) for name in ("out", "err")]
             request = {"words": words, "env": environment, "folder": str(folder)}
-            pid = self._ask(request | {"streams": streams})
-            limit = Timer(timeout_s, os.kill, (pid, 9))
+            print(json.dumps(request | {"streams": streams}), file=self.process.stdin, flush=True)
+            limit = Timer(timeout_s, os.kill, (self._number(), signal.SIGKILL))
             limit.start()
             try:
-                code = self._ask(None)
+                code = self._number()
             finally:
                 limit.cancel()
             out, err = (Path(path).read_text() for path in streams)
@@ -60,12 +61,9 @@ class WarmPython:
         self.process.kill()
         self.process.communicate()
 
-    def _ask(self, request: dict[str, Any] | None) -> int:
-        assert self.process.stdin
+    def _number(self) -> int:
+        """What it says next: the child's number, then how that ended."""
         assert self.process.stdout
-        if request is not None:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
 

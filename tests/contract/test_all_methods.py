@@ -26,20 +26,10 @@ VARIANTS = {
 """Every other choice of a setting that is a choice."""
 
 
-OF_METHODS_ALONE = {"no_setting_is_dead", "odd_pairs"}
-"""Checks of many trainings that only a change of the method itself can fail: with ``-m slow``."""
-
-
 def parametrised(parts, cases, checks, marks=()):
     """A parameter set for each combination, methods outermost: equal stages are trained once."""
     return [
-        pytest.param(
-            part,
-            case,
-            check,
-            id=f"{name}-{check}-{case or 'main case'}",
-            marks=pytest.mark.slow if check in OF_METHODS_ALONE else marks,
-        )
+        pytest.param(part, case, check, id=f"{name}-{check}-{case or 'main case'}", marks=marks)
         for name, part in parts.items()
         for check in checks
         for case in cases
@@ -82,9 +72,11 @@ def breaks(check, part, case):
 
 
 ON_ONE_PAIR = sorted(LONG | {"says_why_it_cannot"})
-"""Checks that take long, or say nearly the same of every pair: daily on the main case only."""
+"""Checks that take long, or say nearly the same of every pair: daily on the main case at most."""
+NOT_DAILY = {"no_setting_is_dead", "odd_pairs"}
+"""Many trainings each, and only a change of the method itself can fail them."""
 DAILY = parametrised(PARTS, CASES, [check for check in CHECKS if check not in ON_ONE_PAIR])
-DAILY += parametrised(PARTS, [None], ON_ONE_PAIR)
+DAILY += parametrised(PARTS, [None], [check for check in ON_ONE_PAIR if check not in NOT_DAILY])
 
 
 @pytest.mark.parametrize(("part", "case", "check"), DAILY)

@@ -6,6 +6,7 @@ CUDA answers every later call of a process with the error of the first; so does 
 import os
 
 import pytest
+from cases import daily
 from command import litter, outputs, results, tiny
 from plugin_site import install
 
@@ -46,7 +47,7 @@ def site(tmp_path):
     return install(tmp_path / "site", "smskd_shattered", PLUGIN, {"shattered": "Shattered"})
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", daily([1, 2]))
 def test_a_broken_device_costs_no_stage_run(bench, site, tmp_path, workers):
     document = tiny(["shattered", "kd"], ["kd"], plugins=["shattered"])
     matrix, path = bench.matrix(document), [bench.environment()["PYTHONPATH"], str(site)]

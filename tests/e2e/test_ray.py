@@ -9,6 +9,7 @@ import socket
 import subprocess
 
 import pytest
+from cases import daily
 from command import PAIR, Bench, finish, litter, outputs, records, tiny, wait_for
 from ray_nodes import RayNodes
 from smskd_bench.store import Store
@@ -74,7 +75,7 @@ def local(tmp_path_factory):
     return bench.folder / "store", bench.run(bench.matrix(small()), bench.folder / "store")
 
 
-@pytest.mark.parametrize("mode", ["shared", pytest.param("fetch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", daily(["shared", "fetch"]))
 def test_the_same_bits_as_a_local_run_and_the_same_lines(bench, local, on_ray, mode):
     matrix, store = bench.matrix(small()), bench.folder / "store"
     local, expected = local

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from smskd_export.measurement import load_samples
 from smskd_export.measuring import measure, probe
 from smskd_export.remote_shell import Session, new_mark
 from smskd_export.transport import LinkLostError, Step
-from sshd import SERVER, Cut, Sshd, free_port, make_key, processes_with, write_script
+from sshd import SERVER, Cut, Sshd, free_port, make_key, processes_with, wait_until, write_script
 from standin_bundle import make_bundle, make_test_set
 
 from smskd.errors import RefusedError, RunError, UsageError
@@ -69,13 +68,6 @@ def runs(device):
     """How often something was measured."""
     path = device.home / "runs"
     return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-def wait_until(condition, timeout_s=5.0):
-    end = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
 
 
 def is_idle(device):

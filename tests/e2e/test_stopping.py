@@ -57,11 +57,6 @@ def places(store):
     return [(state["epoch"], state["steps"]) for state in states if state]
 
 
-def start(bench, matrix, store, workers):
-    return bench.start("run", "--matrix", matrix, "--store", store, "--threads", 1, "--workers",
-                       workers, "--fold-seeds", "off", "--tracking", "none")  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("number", "workers"),
     [
@@ -78,7 +73,7 @@ def start(bench, matrix, store, workers):
 def test_a_stop_in_an_epoch_loses_no_step(bench, long_epochs, number, workers):
     matrix, undisturbed = long_epochs
     store = teacher_of(undisturbed, bench.folder / "store")
-    process = start(bench, matrix, store, workers)
+    process = bench.start_run(matrix, store, "--workers", workers)
     wait_for(lambda: in_second_stage(store), process)
     time.sleep(0.5)  # into the epoch
     sent = time.perf_counter()
@@ -91,7 +86,7 @@ def test_a_stop_in_an_epoch_loses_no_step(bench, long_epochs, number, workers):
     ((epoch, steps),) = places(store)
     assert 0 < steps < STEPS
     assert not any(Store(store).is_running(key) for key in Store(store).stage_keys())
-    finish(start(bench, matrix, store, workers))
+    finish(bench.start_run(matrix, store, "--workers", workers))
     assert outputs(store) == outputs(undisturbed)
     assert litter(store) == []
     (sessions,) = [r["sessions"] for r in records(store).values() if len(r["sessions"]) > 1]
@@ -102,7 +97,7 @@ def test_a_stop_in_an_epoch_loses_no_step(bench, long_epochs, number, workers):
 def test_a_second_ctrl_c_stops_at_once(bench, long_epochs):
     matrix, undisturbed = long_epochs
     store = teacher_of(undisturbed, bench.folder / "store")
-    process = start(bench, matrix, store, 1)
+    process = bench.start_run(matrix, store)
     wait_for(lambda: in_second_stage(store), process)
     # Held in the middle of a step, as a very long one would be.
     os.kill(process.pid, signal.SIGSTOP)

@@ -1,6 +1,7 @@
 """The mirror in real runs of the command, read back from disk; W&B never gets in the way."""
 
 import pytest
+from cases import daily
 from command import Bench, kill, outputs, results, tiny, wait_for
 from smskd_bench.store import Store
 from wandb_log import logged_runs
@@ -101,7 +102,7 @@ def test_disabled_by_the_environment_records_nothing(finished):
     assert not (finished.store / "wandb").exists()
 
 
-@pytest.mark.parametrize("patience", ["4", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("patience", daily(["4", ""]))
 def test_a_server_out_of_reach_costs_a_bounded_wait_and_nothing_else(bench, offline, patience):
     _, reference, _, plain = offline
     store = bench.folder / "store"

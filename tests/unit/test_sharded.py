@@ -3,6 +3,7 @@
 import pytest
 import sharded_steps
 import torch
+from cases import daily
 from sharded_steps import trained
 from tiny import TAPS, tiny_data, tiny_net
 
@@ -22,7 +23,7 @@ JOBS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=daily([2, 3]))
 def several(request, tmp_path_factory):
     """What each process came to, for every job."""
     folder = tmp_path_factory.mktemp("ranks")

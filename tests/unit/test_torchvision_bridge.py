@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 import torch
+from cases import later
 
 from smskd.errors import ConfigError
 from smskd.torchvision_bridge import import_torchvision
@@ -62,11 +63,7 @@ def test_missing_package_is_one_clear_message():
     ("body", "expected"),
     [
         ("raise RuntimeError('something else')", "RuntimeError: something else"),
-        pytest.param(
-            "import no_such_part",
-            "ModuleNotFoundError: No module named 'no_such_part'",
-            marks=pytest.mark.slow,
-        ),
+        later("import no_such_part", "ModuleNotFoundError: No module named 'no_such_part'"),
     ],
 )
 def test_other_import_errors_pass_through(tmp_path, body, expected):
